@@ -1,0 +1,1 @@
+"""The change stream: one follower a process, gap detection, many bounded subscribers."""

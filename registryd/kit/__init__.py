@@ -1,0 +1,1 @@
+"""Things every folder may use: clock, supervised tasks, backoff. Knows no product word."""

@@ -1,0 +1,1 @@
+"""Services, instances, leases and indexes: what registryd exists for."""

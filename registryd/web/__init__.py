@@ -1,0 +1,1 @@
+"""HTTP without resources: route table, access, codec, problem+json, OpenAPI, server."""
