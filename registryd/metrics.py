@@ -1,0 +1,107 @@
+"""Every instrument of the daemon, in one place, on a registry of its own (no module-level state).
+
+Labels are bounded: route templates, event types, error codes; never an id or a raw path.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The instruments, as attributes named like the metric without its `registryd_` prefix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"registryd_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"registryd_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"registryd_{name}", text, labels, registry=self.registry, buckets=_FAST
+            )
+
+        self.build_info = gauge("build_info", "Always 1; the version is in the label.", "version")
+
+        self.http_requests = counter(
+            "http_requests", "HTTP requests answered.", "method", "route", "status"
+        )
+        self.http_request_seconds = histogram(
+            "http_request_seconds", "Time from request head to reply, in seconds.", "route"
+        )
+        self.http_in_flight = gauge("http_requests_in_flight", "HTTP requests under way.")
+
+        self.store_calls = counter("store_calls", "Calls to the store.", "script")
+        self.store_call_seconds = histogram(
+            "store_call_seconds", "Time of one call to the store, in seconds.", "script"
+        )
+        self.store_errors = counter("store_errors", "Failed calls to the store.", "kind")
+        self.store_up = gauge("store_up", "1 while the store answers, else 0.")
+
+        self.renewals = counter("renewals", "Leases asked to be renewed, by outcome.", "outcome")
+        self.renewal_batch_size = Histogram(
+            "registryd_renewal_batch_size",
+            "Heartbeats sent to the store in one call.",
+            registry=self.registry,
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200),
+        )
+
+        self.events = counter("events", "Changes applied to the view, by type.", "type")
+        self.expired = counter("expired", "Instances expired by this node's sweeps.")
+        self.held = gauge("expiry_guard_held", "Instances held by the expiry guard.")
+        self.guard_active = gauge("expiry_guard_active", "1 while the expiry guard holds, else 0.")
+        self.derived_errors = gauge(
+            "store_derived_errors", "Failed writes of indexes, expiring keys or messages so far."
+        )
+        self.audit_repairs = counter(
+            "audit_repairs", "Index members and expiring keys that the audit put right.", "kind"
+        )
+
+        self.feed_gaps = counter("feed_gaps", "Gaps in the change stream that forced a new snapshot.")
+        self.snapshots = counter("view_snapshots", "Snapshots loaded.")
+        self.snapshot_seconds = gauge("view_snapshot_seconds", "Time the last snapshot took.")
+
+        self.cache_lookups = counter(
+            "result_cache_lookups", "Result cache look-ups, by outcome.", "outcome"
+        )
+        self.not_modified = counter("not_modified", "Reads answered 304.")
+
+        self.loop_failures = gauge("loop_failures", "Failed turns of a background loop.", "loop")
+
+    def on_scrape(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Adds figures that are read when somebody asks, rather than kept up to date."""
+        self.registry.register(_OnScrape(collect))
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics as (body, content type): OpenMetrics where `accept` asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+def gauge_family(name: str, text: str, samples: dict[str, float], label: str = "") -> Metric:
+    """A gauge made at scrape time; `samples` maps label values (or "" alone) to figures."""
+    family = GaugeMetricFamily(f"registryd_{name}", text, labels=[label] if label else None)
+    for value, figure in samples.items():
+        family.add_metric([value] if label else [], figure)
+    return family
+
+
+class _OnScrape(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()

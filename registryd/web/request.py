@@ -1,0 +1,46 @@
+"""A request as handlers see it: validated path parameters, strict JSON, typed access to the query."""
+
+from typing import Any
+
+from aiohttp import web
+from multidict import CIMultiDictProxy, MultiDictProxy
+
+from registryd.web import codec
+
+
+class Request:
+    """Wraps aiohttp's request; `params` are decoded and already checked against the route."""
+
+    __slots__ = ("_query", "actor", "id", "params", "raw")
+
+    def __init__(self, raw: web.BaseRequest, params: dict[str, str], request_id: str) -> None:
+        self.raw = raw
+        self.params = params
+        self.id = request_id
+        self.actor = "anonymous"
+        self._query: MultiDictProxy[str] | None = None
+
+    @property
+    def method(self) -> str:
+        return self.raw.method
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        return self.raw.headers
+
+    @property
+    def query(self) -> MultiDictProxy[str]:
+        if self._query is None:
+            self._query = codec.parse_query(self.raw)
+        return self._query
+
+    async def json(self) -> Any:
+        """The body, decoded strictly.
+
+        Raises Malformed, PayloadTooLarge, UnsupportedMediaType or RequestTimeout.
+        """
+        return await codec.read_json(self.raw)
+
+    async def optional_json(self) -> Any:
+        """Like `json`, but None when the body is empty, whatever its content type says."""
+        return await codec.read_json(self.raw, empty_is_none=True)

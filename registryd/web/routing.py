@@ -1,0 +1,83 @@
+"""The route table's types: path, permission and handler in one row."""
+
+import enum
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import BaseModel
+
+from registryd.web.reply import Reply
+from registryd.web.request import Request
+
+REGISTRY_PREFIX: Final = "/api/v1/registry"
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+class Permission(enum.IntEnum):
+    """The least role a caller needs. Ordered, so that a role suffices for all below it."""
+
+    OPEN = 0
+    READER = 1
+    WRITER = 2
+    ADMIN = 3
+
+
+class Mount(enum.Enum):
+    """Where a route answers."""
+
+    REGISTRY = "registry"
+    """Under `/api/v1/registry` and, for short, at the root."""
+    ROOT = "root"
+    """At the root alone."""
+    PREFIX_ONLY = "prefix-only"
+    """Under `/api/v1/registry` alone; the short path means something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A query parameter, for OpenAPI. `schema` is a JSON Schema fragment."""
+
+    name: str
+    description: str
+    schema: Mapping[str, object] = field(default_factory=lambda: {"type": "string"})
+    example: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One possible answer of a route, for OpenAPI. `model` None means no body."""
+
+    description: str
+    model: type[BaseModel] | None = None
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One row of the table.
+
+    `path` is relative to its mount, with `{param}` segments; `segments` gives for each parameter
+    the pattern that the percent-decoded segment has to match in full, else 400 `malformed`.
+    `problems` lists the error statuses particular to the route; those that every route can answer
+    (400, 401, 403, 405, 500, 503 …) are added by OpenAPI itself.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    permission: Permission
+    summary: str
+    tag: str
+    description: str = ""
+    mount: Mount = Mount.REGISTRY
+    segments: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
+    query: tuple[Param, ...] = ()
+    body: type[BaseModel] | None = None
+    body_required: bool = True
+    body_media: tuple[str, ...] = ("application/json",)
+    answers: Mapping[int, Answer] = field(default_factory=dict)
+    problems: tuple[int, ...] = ()
+    operation_id: str
