@@ -1,6 +1,6 @@
 """The one error tree. Every error a caller may see has a stable `code`; only `web/problem.py` knows HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,10 +18,18 @@ class RegistrydError(Exception):
 
     code: ClassVar[str] = "internal"
 
-    def __init__(self, detail: str, *, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        members: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(errors)
+        self.members = members or {}
+        """Further figures for programs, JSON-ready: a problem document's extension members."""
 
 
 class Malformed(RegistrydError):

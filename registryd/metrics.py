@@ -67,7 +67,9 @@ class Metrics:
             "audit_repairs", "Index members and expiring keys that the audit put right.", "kind"
         )
 
-        self.feed_gaps = counter("feed_gaps", "Gaps in the change stream that forced a new snapshot.")
+        self.feed_gaps = counter(
+            "feed_gaps", "Gaps in the change stream that forced a new snapshot."
+        )
         self.snapshots = counter("view_snapshots", "Snapshots loaded.")
         self.snapshot_seconds = gauge("view_snapshot_seconds", "Time the last snapshot took.")
 

@@ -58,7 +58,7 @@ class Supervisor:
             while True:
                 try:
                     await turn()
-                except Exception as error:  # noqa: BLE001  the guard of every loop
+                except Exception as error:
                     state.failures += 1
                     state.last_error = f"{type(error).__name__}: {error}"
                     log.exception("loop failed", loop=state.name)

@@ -1,10 +1,10 @@
-"""What a handler answers with: a whole reply in memory, or a stream that writes itself.
+"""What a handler answers with: a whole reply in memory, or a stream written piece by piece.
 
-A `Reply` is serialised to HTTP/1.1 here rather than by aiohttp's response classes: building their
-headers costs a third of a small request, and a reply that never changes can be rendered once.
+Deliberately plain data: how either becomes bytes on a connection is `web/wire.py`.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,3 +30,60 @@ class Reply:
     def with_headers(self, headers: Iterable[Header]) -> "Reply":
         self.headers.extend(headers)
         return self
+
+
+def frame(data: bytes) -> bytes:
+    """`data` (not empty) as one HTTP/1.1 chunk: framed once, the same bytes fit every client."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Outlet:
+    """The open end of a stream, handed to its producer.
+
+    HTTP/1.1 clients get chunks; HTTP/1.0 clients get the bare data until the connection closes.
+    """
+
+    __slots__ = ("_chunked", "_drain", "_transport")
+
+    def __init__(
+        self, transport: asyncio.Transport, drain: Callable[[], Awaitable[None]], *, chunked: bool
+    ) -> None:
+        self._transport = transport
+        self._drain = drain
+        self._chunked = chunked
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the client has not taken yet; grows when it reads too slowly."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, framed: bytes) -> None:
+        """Queues a chunk made by `frame`, without waiting: watch `buffered`."""
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        if not self._chunked:
+            framed = framed[framed.index(b"\n") + 1 : -2]
+        self._transport.write(framed)
+
+    async def send(self, data: bytes) -> None:
+        """Queues `data` and waits until the client has taken most of what is queued."""
+        self.write(frame(data))
+        await self._drain()
+
+    def abort(self) -> None:
+        """Cuts the client off at once; what is queued is lost."""
+        self._transport.abort()
+
+
+@dataclass(slots=True)
+class Stream:
+    """An answer without a known end: the head goes out first, then `produce` writes the body.
+
+    The stream ends well when `produce` returns; when it raises, the connection is cut, so that
+    the client sees that the answer is not whole. A client that leaves cancels `produce`.
+    """
+
+    produce: Callable[[Outlet], Awaitable[None]]
+    status: int = 200
+    content_type: str = "text/event-stream"
+    headers: list[Header] = field(default_factory=list)

@@ -11,13 +11,20 @@ from registryd.web import codec
 class Request:
     """Wraps aiohttp's request; `params` are decoded and already checked against the route."""
 
-    __slots__ = ("_query", "actor", "id", "params", "raw")
+    __slots__ = ("_limits", "_query", "actor", "id", "params", "raw")
 
-    def __init__(self, raw: web.BaseRequest, params: dict[str, str], request_id: str) -> None:
+    def __init__(
+        self,
+        raw: web.BaseRequest,
+        params: dict[str, str],
+        request_id: str,
+        limits: codec.BodyLimits = codec.DEFAULT_LIMITS,
+    ) -> None:
         self.raw = raw
         self.params = params
         self.id = request_id
         self.actor = "anonymous"
+        self._limits = limits
         self._query: MultiDictProxy[str] | None = None
 
     @property
@@ -34,13 +41,21 @@ class Request:
             self._query = codec.parse_query(self.raw)
         return self._query
 
+    def one(self, name: str) -> str | None:
+        """The only value of a query parameter; Malformed when it is given twice."""
+        return codec.single(self.query, name)
+
+    async def body(self) -> bytes:
+        """The bare body, once. Raises Malformed, PayloadTooLarge or RequestTimeout."""
+        return await codec.read_body(self.raw, self._limits)
+
     async def json(self) -> Any:
         """The body, decoded strictly.
 
         Raises Malformed, PayloadTooLarge, UnsupportedMediaType or RequestTimeout.
         """
-        return await codec.read_json(self.raw)
+        return await codec.read_json(self.raw, limits=self._limits)
 
     async def optional_json(self) -> Any:
         """Like `json`, but None when the body is empty, whatever its content type says."""
-        return await codec.read_json(self.raw, empty_is_none=True)
+        return await codec.read_json(self.raw, empty_is_none=True, limits=self._limits)

@@ -8,12 +8,12 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from registryd.web.reply import Reply
+from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
 
 REGISTRY_PREFIX: Final = "/api/v1/registry"
 
-Handler = Callable[[Request], Awaitable[Reply]]
+Handler = Callable[[Request], Awaitable[Reply | Stream]]
 
 
 class Permission(enum.IntEnum):
@@ -62,7 +62,7 @@ class Route:
     `path` is relative to its mount, with `{param}` segments; `segments` gives for each parameter
     the pattern that the percent-decoded segment has to match in full, else 400 `malformed`.
     `problems` lists the error statuses particular to the route; those that every route can answer
-    (400, 401, 403, 405, 500, 503 …) are added by OpenAPI itself.
+    (400, 401, 403, 413, 500, 503 …) are added by `web/openapi.py`.
     """
 
     method: str

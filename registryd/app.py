@@ -1,0 +1,213 @@
+"""The composition root: builds every part in the order in which one needs the other, and nothing else."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+
+from registryd import __version__
+from registryd.config import Settings
+from registryd.errors import StartupRefused
+from registryd.feed.follower import Follower
+from registryd.feed.stream import ChangeStream
+from registryd.kit.clock import Clock, SystemClock
+from registryd.kit.tasks import Supervisor
+from registryd.metrics import Metrics
+from registryd.registry.audit import Auditor
+from registryd.registry.node import Node
+from registryd.registry.preflight import check_rights, check_server, scripts_for
+from registryd.registry.reads import Reads
+from registryd.registry.reaper import Reaper
+from registryd.registry.registrar import Registrar
+from registryd.registry.renew import RenewalQueue
+from registryd.registry.routes import ServiceRoutes
+from registryd.registry.store import Guard, RegistryStore, StoreLimits
+from registryd.registry.sync import ViewSync
+from registryd.registry.view import View
+from registryd.storage.connection import Connection
+from registryd.storage.embedded import EmbeddedStore
+from registryd.storage.keys import Keys
+from registryd.storage.scripts import Script, ScriptRunner
+from registryd.web import codec, openapi
+from registryd.web.access import OpenAccess
+from registryd.web.codec import BodyLimits
+from registryd.web.pipeline import Pipeline
+from registryd.web.router import Router
+from registryd.web.server import HttpServer
+
+log = structlog.get_logger(__name__)
+
+TITLE: Final = "registryd"
+STORE_PATIENCE: Final = timedelta(seconds=10)
+"""How long a store that does not answer at start may take."""
+FIRST_LOAD: Final = timedelta(seconds=60)
+AUDIT_EVERY: Final = timedelta(seconds=60)
+
+
+class Daemon:
+    """One registryd: `start`, then `stop`. Both may be used in tests, any number of times a process."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.view = View()
+        self.addresses: list[tuple[str, int]] = []
+        self.store_address = ""
+        self._clock = clock or SystemClock()
+        self._closing = asyncio.Event()
+        self._undo: list[Callable[[], Awaitable[object]]] = []
+
+    async def start(self) -> None:
+        """Serving, when it returns. Raises StartupRefused, with nothing left behind."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Readiness fails first, waiting readers are let go, what is under way ends, the store stops last."""
+        self._closing.set()
+        while self._undo:
+            await self._undo.pop()()
+
+    def apply(self, settings: Settings) -> None:
+        """Takes over the settings that can change while running; the caller has told them apart."""
+        self.settings = settings
+        self.reaper.guard = guard_of(settings)
+
+    async def _start(self) -> None:
+        settings = self.settings
+        connection = await self._connect()
+        info = await check_server(connection, patience=STORE_PATIENCE)
+        scripts = scripts_for(info)
+        await check_rights(connection, scripts, settings.redis.key_prefix, self.metrics)
+        self.wire(connection, scripts)
+        deployment = await self.store.set_up(settings.redis.deployment)
+
+        loops = self.supervisor
+        self._undo.append(loops.stop)
+        loops.start("follower", self.follower.turn)
+        await self._first_load()
+        loops.start(
+            "sweep", self.reaper.sweep, pause=settings.registry.sweep_interval.total_seconds()
+        )
+        loops.start("audit", self.auditor.audit, pause=AUDIT_EVERY.total_seconds())
+
+        server = settings.server
+        http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
+        self.addresses = await http.start(
+            [(address.host, address.port) for address in server.listen],
+            reuse_port=server.reuse_port,
+        )
+        self._undo.append(lambda: http.stop(server.shutdown_grace.total_seconds()))
+        log.info(
+            "serving",
+            version=__version__,
+            listen=[f"{host}:{port}" for host, port in self.addresses],
+            store=self.store_address,
+            deployment=deployment,
+            instances=len(self.view),
+            revision=str(self.view.revision),
+        )
+
+    async def _connect(self) -> Connection:
+        redis = self.settings.redis
+        url = redis.url
+        if redis.embedded:
+            embedded = EmbeddedStore(self.settings.data_dir, appendfsync=redis.appendfsync)
+            url = await embedded.start()
+            self._undo.append(embedded.stop)
+            self.store_address = f"embedded {embedded.version}, data in {embedded.data_dir}"
+        connection = Connection(
+            url,
+            self.metrics,
+            password=redis.password.get_secret_value() if redis.password else None,
+            connect_timeout=redis.connect_timeout,
+            command_timeout=redis.command_timeout,
+            max_connections=redis.max_connections,
+        )
+        self._undo.append(connection.close)
+        self.store_address = self.store_address or connection.address
+        return connection
+
+    async def _first_load(self) -> None:
+        try:
+            async with asyncio.timeout(FIRST_LOAD.total_seconds()):
+                await self.follower.loaded_once()
+        except TimeoutError:
+            raise StartupRefused(
+                f"the registry could not be loaded from {self.store_address} within "
+                f"{FIRST_LOAD.total_seconds():.0f} s; the log says why"
+            ) from None
+
+    def wire(self, connection: Connection, scripts: dict[str, Script]) -> None:
+        """Makes the parts and tells each of those it needs. Touches neither store nor network."""
+        settings, metrics, view = self.settings, self.metrics, self.view
+        keys = Keys(settings.redis.key_prefix)
+        limits = StoreLimits(settings.registry.lease_clock_cap, settings.registry.stream_max_len)
+        self.store = RegistryStore(
+            ScriptRunner(connection, scripts, keys.core, metrics), keys, limits
+        )
+        sync = ViewSync(self.store, view, metrics, chunk=settings.view.snapshot_chunk)
+        self.follower = Follower(ChangeStream(connection, keys), sync, metrics)
+        self.reaper = Reaper(self.store, metrics, guard_of(settings))
+        self.auditor = Auditor(
+            self.store,
+            connection,
+            keys,
+            metrics,
+            tombstone_retention=settings.registry.tombstone_retention,
+        )
+        self.supervisor = Supervisor()
+
+        registrar = Registrar(
+            self.store,
+            view,
+            self.follower,
+            RenewalQueue(self.store, metrics),
+            default_ttl=lambda: timedelta(seconds=self.settings.registry.default_ttl_seconds),
+        )
+        reads = Reads(
+            view,
+            self.follower,
+            metrics,
+            cache_bytes=settings.view.result_cache_bytes,
+            closing=self._closing,
+        )
+        services = ServiceRoutes(
+            view, reads, registrar, self.reaper, self._clock, random.SystemRandom()
+        )
+        node = Node(
+            view,
+            self.follower,
+            self.reaper,
+            self.supervisor,
+            metrics,
+            closing=self._closing,
+            max_stale=lambda: self.settings.view.max_stale,
+        )
+        table = [*services.table(), *node.table()]
+        self.description = openapi.document(table, title=TITLE, version=__version__)
+        node.description = codec.dumps(self.description)
+        self.pipeline = Pipeline(
+            Router(table),
+            metrics,
+            OpenAccess(),
+            limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
+        )
+
+
+def guard_of(settings: Settings) -> Guard | None:
+    guard = settings.registry.guard
+    return Guard(guard.min_due, guard.fraction, guard.max_hold) if guard.enabled else None
+
+
+def openapi_document() -> dict[str, Any]:
+    """The description of the whole HTTP interface, without running anything."""
+    daemon = Daemon(Settings())
+    daemon.wire(Connection("redis://localhost", daemon.metrics), {})
+    return daemon.description

@@ -1,0 +1,119 @@
+"""The commands and their flags. What takes long to import is imported by the command that needs it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from registryd import __version__
+from registryd.errors import StartupRefused
+
+app = typer.Typer(
+    name="registryd",
+    help="A service registry: leases on Redis or Valkey, answers from memory.",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="YAML file; see config.example.yaml.", envvar="REGISTRYD_CONFIG"
+    ),
+]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+PortOption = Annotated[
+    int | None, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")
+]
+DataDirOption = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the embedded store keeps its data.")
+]
+RedisUrlOption = Annotated[
+    str | None,
+    typer.Option("--redis-url", help="embedded, redis://…, rediss://… or unix://…"),
+]
+ReusePortOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--reuse-port/--no-reuse-port", help="Share the port with other registryd processes."
+    ),
+]
+LogLevelOption = Annotated[
+    str | None, typer.Option("--log-level", help="debug, info, warning or error.")
+]
+
+
+@app.callback()
+def default(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"registryd {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        config = os.environ.get("REGISTRYD_CONFIG")
+        serve(config=Path(config) if config else None)
+
+
+@app.command("serve")
+def serve(
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    data_dir: DataDirOption = None,
+    redis_url: RedisUrlOption = None,
+    reuse_port: ReusePortOption = None,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Run the daemon (this is what plain `registryd` does)."""
+    from registryd.cli.serve import run
+
+    flags = {
+        "host": host,
+        "port": port,
+        "data_dir": data_dir,
+        "redis_url": redis_url,
+        "reuse_port": reuse_port,
+        "log_level": log_level,
+    }
+    try:
+        run(config, flags, os.environ)
+    except StartupRefused as refusal:
+        _refuse(refusal)
+
+
+@app.command("check-config")
+def check_config(config: ConfigOption = None) -> None:
+    """Read the configuration, tell everything that is wrong with it, or show what is in use."""
+    from registryd.config import describe, load
+
+    try:
+        settings = load(config, flags={}, environ=os.environ)
+    except StartupRefused as refusal:
+        _refuse(refusal)
+    typer.echo(json.dumps(describe(settings), indent=2, ensure_ascii=False))
+
+
+@app.command("openapi", hidden=True)
+def show_openapi() -> None:
+    """Print the OpenAPI document."""
+    from registryd.app import openapi_document
+
+    typer.echo(json.dumps(openapi_document(), indent=2, ensure_ascii=False))
+
+
+def _refuse(refusal: StartupRefused) -> NoReturn:
+    for line in refusal.detail.splitlines():
+        typer.echo(f"registryd: {line}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; the exit code says how it went."""
+    sys.exit(app())

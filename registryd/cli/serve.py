@@ -1,0 +1,106 @@
+"""Runs the daemon in the foreground: event loop, signals, and what it says when it has started."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from registryd import __version__
+from registryd.app import Daemon
+from registryd.config import ConfigError, Settings, load, reload_diff
+from registryd.kit import logs
+
+log = structlog.get_logger(__name__)
+
+Flags = Mapping[str, object]
+Environ = Mapping[str, str]
+Reread = Callable[[], Settings]
+
+
+def run(config: Path | None, flags: Flags, environ: Environ) -> None:
+    """Serves until SIGTERM or SIGINT. Raises StartupRefused."""
+    settings = load(config, flags=flags, environ=environ)
+    logs.configure(settings.logging.level, settings.logging.format)
+
+    def reread() -> Settings:
+        return load(config, flags=flags, environ=environ)
+
+    _runner().run(_serve(settings, reread))
+
+
+def _runner() -> asyncio.Runner:
+    if sys.platform == "win32":
+        return asyncio.Runner()
+    import uvloop
+
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+async def _serve(settings: Settings, reread: Reread) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    daemon = Daemon(settings)
+    start = asyncio.create_task(daemon.start())
+    end = asyncio.create_task(ended.wait())
+    await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        return
+    start.result()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reload(daemon, reread))
+    if sys.stderr.isatty():
+        sys.stderr.write(banner(daemon))
+    await end
+    log.info("stopping")
+    await daemon.stop()
+    log.info("stopped")
+
+
+def reload(daemon: Daemon, reread: Reread) -> None:
+    """Applies what can change while running; tells what needs a restart; keeps all on a mistake."""
+    try:
+        settings = reread()
+    except ConfigError as error:
+        log.warning(
+            "configuration not reloaded, the one in use stays", problems=list(error.problems)
+        )
+        return
+    reloadable, restart = reload_diff(daemon.settings, settings)
+    if restart:
+        log.warning("restart needed for these settings", settings=restart)
+    logs.set_level(settings.logging.level)
+    daemon.apply(settings)
+    log.info("configuration reloaded", changed=reloadable)
+
+
+BANNER: Final = """
+  registryd {version}
+  listens on   {urls}
+  store        {store}
+
+  try it:
+    curl -X POST {url}/services -H 'Content-Type: application/json' \\
+         -d '{{"name":"hello","endpoint":"http://127.0.0.1:9000","capabilities":["greeting"]}}'
+    curl '{url}/services?capability=greeting'
+    curl -X PUT {url}/services/hello/heartbeat
+
+"""
+
+
+def banner(daemon: Daemon) -> str:
+    """What a person at a terminal wants to know first."""
+    urls = [f"http://{_bracketed(host)}:{port}" for host, port in daemon.addresses]
+    return BANNER.format(
+        version=__version__, urls=", ".join(urls), store=daemon.store_address, url=urls[0]
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,148 @@
+"""Structured logs: structlog and the standard library through one formatter, without secrets.
+
+`configure` is called once, by the composition root; everybody else just calls
+`structlog.get_logger(__name__)`. What does not happen here: no log files, no rotation and no
+shipping (the process manager keeps what we write to the stream), and no access log.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal, TextIO
+
+import structlog
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["json", "console", "auto"]
+
+MASK = "****"
+
+_SECRET_KEY = re.compile(
+    r"passw(or)?d|passphrase|secret|token|authorization|api[-_]?key|private[-_]?key|credential|cookie",
+    re.IGNORECASE,
+)
+
+# Ordered: the whole user information of a store's URL goes first, also when the password holds a
+# bare "/" or "@", which people write although RFC 3986 wants them escaped.
+_SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"\b((?:rediss?|valkeys?|unix)(?:\+[a-z]+)?://)[^\s\"'<>]*@", re.IGNORECASE),
+        rf"\1{MASK}@",
+    ),
+    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>@]+@", re.IGNORECASE), rf"\1{MASK}@"),
+    (
+        re.compile(r"\b(authorization\W{1,4}\w+|bearer)\s+[\w.~+/=-]{6,}", re.IGNORECASE),
+        rf"\1 {MASK}",
+    ),
+    (
+        # `password=x` as in a query string, `'password': 'x'` as in a printed dict.
+        re.compile(
+            r"((?:password|passwd|passphrase|secret|token|api[-_]?key)"
+            r"(?:=|[\"']\s*:\s*[\"']))[^\s\"'&,;]+",
+            re.IGNORECASE,
+        ),
+        rf"\1{MASK}",
+    ),
+)
+
+
+def configure(level: Level = "info", format: Format = "auto", stream: TextIO | None = None) -> None:
+    """Sends every log line of the process to `stream` (default stderr), replacing an earlier set-up.
+
+    `auto` is for people when the stream is a terminal, and JSON otherwise.
+    """
+    target = sys.stderr if stream is None else stream
+    as_json = format == "json" or (format == "auto" and not target.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        # A module's logger is made at import, before the settings are known: it must not keep
+        # what it saw first.
+        cache_logger_on_first_use=False,
+    )
+    handler = _ProcessLog(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(as_json, colors=target.isatty()),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for earlier in [known for known in root.handlers if isinstance(known, _ProcessLog)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    set_level(level)
+
+
+def set_level(level: Level) -> None:
+    """Changes the level of the running process, for a reload."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    """Processor: masks values under secret keys, and credentials inside any text."""
+    return {key: _masked(value, key) for key, value in event_dict.items()}
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with the credentials of URLs, bearer tokens and `password=…` masked."""
+    for pattern, replacement in _SECRET_TEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class _ProcessLog(logging.StreamHandler[TextIO]):
+    """Our handler, told from those that others, such as a test runner, put on the root logger."""
+
+
+def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
+    # The exception is rendered before redaction: its message may quote a URL with a password.
+    # Never with the locals of its frames, which hold whatever the caller sent.
+    if as_json:
+        without_locals = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        return [without_locals, redact, structlog.processors.JSONRenderer()]
+    return [
+        structlog.processors.format_exc_info,
+        redact,
+        structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+
+
+def _masked(value: object, key: object = "") -> object:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(key, str) and _SECRET_KEY.search(key):
+        return MASK
+    if isinstance(value, str):
+        return mask_secrets(value)
+    if isinstance(value, BaseException):
+        return mask_secrets(repr(value))
+    if isinstance(value, Mapping):
+        return {inner: _masked(held, inner) for inner, held in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_masked(held) for held in value]
+    if isinstance(value, int | float):
+        return value
+    return mask_secrets(repr(value))

@@ -1,0 +1,108 @@
+"""How an instance reads as JSON: the client's part as stored, then what the registry knows of it.
+
+The same bytes are composed by `document` in lua/lib.lua for the expiring keys and messages; a test
+holds the two together. Nothing here parses the client's part.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from registryd.feed.revision import Revision
+from registryd.registry.types import AdminState, HealthStatus, InstanceFields, renew_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The registry's own part of an instance, as the store keeps it (cjson, key `ossa:inst`)."""
+
+    ttl_ms: int
+    incarnation: str
+    revision: Revision
+    health: str
+    since: str
+    extra: str
+    registered_at: str
+    updated_at: str
+    endpoint: str
+    terms: tuple[str, ...]
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Row":
+        row: dict[str, Any] = json.loads(raw)
+        return cls(
+            ttl_ms=int(row["ttl"]),
+            incarnation=row["inc"],
+            revision=Revision(int(row["epoch"]), int(row["rev"])),
+            health=row["health"],
+            since=row["since"],
+            extra=row["extra"],
+            registered_at=row["registered"],
+            updated_at=row["updated"],
+            endpoint=row["endpoint"],
+            terms=tuple(json.loads(row["terms"])),
+        )
+
+    @property
+    def ttl_seconds(self) -> int:
+        return self.ttl_ms // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """What an operator has set on an instance, and the JSON bytes that say so (`b""` for nothing)."""
+
+    raw: bytes = b""
+    state: AdminState | None = None
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Admin":
+        return cls(raw, AdminState(json.loads(raw)["state"])) if raw else cls()
+
+
+def effective_health(row: Row, admin: Admin) -> HealthStatus:
+    """What callers see: an operator's maintenance hides what the instance says."""
+    if admin.state is AdminState.MAINTENANCE:
+        return HealthStatus.MAINTENANCE
+    return HealthStatus(row.health)
+
+
+def compose(
+    document: bytes, row: Row, admin: Admin, *, suspect: bool, expires_at: str | None = None
+) -> bytes:
+    """The instance as the API shows it; `expires_at` only in answers to writes."""
+    expiry = f'"expiresAt":"{expires_at}",' if expires_at else ""
+    ours = (
+        f',"health":{{"status":"{effective_health(row, admin)}","since":"{row.since}"{row.extra}}}'
+        f',"registeredAt":"{row.registered_at}","updatedAt":"{row.updated_at}"'
+        f',"incarnation":"{row.incarnation}","lease":{{"ttlSeconds":{row.ttl_seconds},{expiry}'
+        f'"renewIntervalSeconds":{renew_interval(row.ttl_seconds)},"state":"{"suspect" if suspect else "live"}"}}'
+        f',"revision":"{row.revision}"'
+    ).encode()
+    if admin.raw:
+        return b'%b%b,"admin":%b}' % (document[:-1], ours, admin.raw)
+    return b"%b%b}" % (document[:-1], ours)
+
+
+def encode(fields: InstanceFields) -> bytes:
+    """The client's part as it is stored: canonical JSON of what was given and of our defaults."""
+    shown = fields.model_dump(by_alias=True, exclude_none=True, mode="json", include=_STORED)
+    # Free form: a null that the client wrote there is the client's.
+    shown["metadata"] |= fields.metadata.model_extra or {}
+    if fields.health_check is None and "health_check" in fields.model_fields_set:
+        shown["healthCheck"] = None
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+_STORED = set(InstanceFields.model_fields)
+
+
+def terms_of(fields: InstanceFields) -> list[str]:
+    """The index terms of the client's part; `health:` is derived from the rest where it is needed."""
+    terms = {f"capability:{capability.name}" for capability in fields.capabilities}
+    terms |= {f"tag:{tag}" for tag in fields.metadata.tags or ()}
+    if fields.metadata.environment is not None:
+        terms.add(f"environment:{fields.metadata.environment}")
+    if fields.version is not None:
+        terms.add(f"version:{fields.version}")
+    return sorted(terms)

@@ -1,0 +1,290 @@
+-- Prepended to every script: the lease clock, events, rows, and the writes of derived data.
+--
+-- KEYS   the core keys of one partition, in the order of storage/keys.py
+-- ARGV   1 key prefix   2 tag ("" or "{p}:")   3 now in ms, "0" = the store's clock
+--        4 lease clock cap in ms   5 stream length to keep   6 nonce of this operation   7… the script's own
+--
+-- Order of writes in every script: emit (may be refused, then nothing has changed), core keys, then
+-- derived data (index sets, expiring key, messages) under pcall: Redis does not roll back.
+local META, LEASES, RENEW, INST, DOCS, ADMIN = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local CHECKS, CHECKSTATE, STREAM, TOMBSTONES = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local HELD, DRAINS, UNTIL = KEYS[11], KEYS[12], KEYS[13]
+local SERVICES = ARGV[1] .. ':services:' .. ARGV[2]
+local INDEX = ARGV[1] .. ':index:' .. ARGV[2]
+local OPS = ARGV[1] .. ':ops:' .. ARGV[2]
+local CHANNEL = ARGV[1] .. ':events:'
+local CAP, NONCE = tonumber(ARGV[4]), ARGV[6]
+local OP_MEMORY_MS = 120000
+local call, pcall_ = redis.call, redis.pcall
+
+local function int(x) return string.format('%.0f', x) end
+
+-- TIME is read once: it advances inside a script on Redis 7.0.
+local now = tonumber(ARGV[3])
+if now == 0 then
+  local t = call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- The lease clock: L = now - skew advances at most CAP between two calls and never goes back, so that
+-- an outage, a frozen store or a step of its wall clock expires nobody.
+local meta = call('HMGET', META, 'last', 'skew', 'epoch', 'rev', 'guard')
+local last, skew, epoch = tonumber(meta[1] or now), tonumber(meta[2] or 0), meta[3]
+local guard = tonumber(meta[5] or 0)
+local jump = 0
+do
+  local d = now - last
+  if d < 0 then skew = skew + d; jump = d
+  elseif d > CAP then skew = skew + (d - CAP); jump = d end
+end
+local L = now - skew
+
+local function commit_clock()
+  if jump ~= 0 then call('HSET', META, 'last', int(now), 'skew', int(skew), 'repair', '1')
+  elseif not meta[1] or now - last >= 100 then call('HSET', META, 'last', int(now), 'skew', int(skew)) end
+end
+
+-- Days to civil date: H. Hinnant, "chrono-compatible low-level date algorithms".
+local function rfc3339(ms)
+  local floor = math.floor
+  local days = floor(ms / 86400000)
+  local z = days + 719468
+  local era = floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = floor((doe - floor(doe / 1460) + floor(doe / 36524) - floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + floor(yoe / 4) - floor(yoe / 100))
+  local mp = floor((5 * doy + 2) / 153)
+  local day = doy - floor((153 * mp + 2) / 5) + 1
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  local rest = ms - days * 86400000
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
+    floor(rest / 3600000), floor(rest / 60000) % 60, floor(rest / 1000) % 60, rest % 1000)
+end
+
+-- Derived data may fail without failing the change; the audit puts it right.
+local messages, derived_errors = {}, 0
+local function derive(...)
+  local reply = pcall_(...)
+  if type(reply) == 'table' and reply.err then derived_errors = derived_errors + 1; return nil end
+  return reply
+end
+
+-- The last line of every script that emits: messages go out after all writes.
+local function finish(reply)
+  for _, m in ipairs(messages) do derive('PUBLISH', m[1], m[2]) end
+  if derived_errors > 0 then
+    call('HINCRBY', META, 'derived_errors', derived_errors)
+    call('HSET', META, 'repair', '1')
+  end
+  return reply
+end
+
+local function split(id)
+  local colon = string.find(id, ':', 1, true)
+  return string.sub(id, 1, colon - 1), string.sub(id, colon + 1)
+end
+
+local function admin_of(id) return call('HGET', ADMIN, id) or '' end
+
+local function state_of(admin)
+  if admin == '' then return '' end
+  return cjson.decode(admin).state
+end
+
+-- What callers see as health.status: an operator's maintenance hides what the instance says.
+local function effective(row, admin)
+  if state_of(admin) == 'maintenance' then return 'maintenance' end
+  return row.health
+end
+
+-- The instance as the API shows it: the stored JSON bytes of the client's part, then what we own.
+-- The daemon composes the same bytes from the same parts (registry/document.py).
+local function document(row, doc, admin, suspect)
+  local seconds = math.floor(row.ttl / 1000)
+  return table.concat({
+    string.sub(doc, 1, -2),
+    ',"health":{"status":"', effective(row, admin), '","since":"', row.since, '"', row.extra,
+    '},"registeredAt":"', row.registered, '","updatedAt":"', row.updated,
+    '","incarnation":"', row.inc,
+    '","lease":{"ttlSeconds":', int(seconds),
+    ',"renewIntervalSeconds":', int(math.max(1, math.floor(seconds / 3))),
+    ',"state":"', suspect and 'suspect' or 'live',
+    '"},"revision":"', row.epoch, '-', int(row.rev), '"',
+    admin ~= '' and ',"admin":' or '', admin, '}'})
+end
+
+local function get_row(id)
+  local raw = call('HGET', INST, id)
+  if not raw then return nil end
+  return cjson.decode(raw)
+end
+
+-- Opens the history of a store that has none: an epoch is a moment, and above any left in the stream.
+local function ensure_epoch()
+  if epoch then return end
+  local e = now
+  local newest = call('XREVRANGE', STREAM, '+', '-', 'COUNT', 1)[1]
+  if newest then e = math.max(e, tonumber(string.match(newest[1], '^(%d+)')) + 1) end
+  epoch = int(e)
+  call('HSET', META, 'epoch', epoch, 'last', int(now), 'skew', int(skew))
+end
+
+local function cloud_event(kind, rev, id, data)
+  local subject = ''
+  if id ~= '' then local s, i = split(id); subject = '","subject":"' .. s .. '/' .. i end
+  return table.concat({
+    '{"specversion":"1.0","id":"', epoch, '-', rev, '","source":"/registryd/',
+    call('HGET', META, 'deployment') or '', '","type":"', kind, subject,
+    '","time":"', rfc3339(now), '","datacontenttype":"application/json","data":', data, '}'})
+end
+
+-- Appends one change to the stream. A present instance carries everything a view needs (row, doc,
+-- admin), so that nobody has to read back. Sets row.epoch and row.rev. Always the first write.
+-- change: kind, id, row, doc, admin, suspect, reason, old, new, ids (all but kind optional)
+local function emit(change)
+  ensure_epoch()
+  local rev = tonumber(call('HGET', META, 'rev') or 0) + 1
+  local row, id = change.row, change.id or ''
+  local encoded = ''
+  if row then
+    row.epoch, row.rev = epoch, rev
+    encoded = cjson.encode(row)
+  end
+  call('XADD', STREAM, 'MAXLEN', '~', ARGV[5], epoch .. '-' .. int(rev),
+    'type', change.kind, 'id', id, 'row', encoded, 'doc', change.doc or '', 'admin', change.admin or '',
+    'suspect', change.suspect and '1' or '', 'reason', change.reason or '', 'old', change.old or '',
+    'ids', change.ids or '', 'ts', int(now), 'w', NONCE)
+  call('HSET', META, 'rev', int(rev))
+  local data
+  if change.ids then
+    data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
+  else
+    local service, instance = split(id)
+    local reason = ''
+    if (change.reason or '') ~= '' then reason = ',"reason":' .. cjson.encode(change.reason) end
+    if row then
+      data = '{"service":"' .. service .. '","instance":' .. document(row, change.doc, change.admin, change.suspect)
+        .. reason
+      if change.new then data = data .. ',"old":"' .. change.old .. '","new":"' .. change.new .. '"' end
+      data = data .. '}'
+    else
+      data = '{"service":"' .. service .. '","instance":{"instanceId":"' .. instance .. '"' .. reason .. '}}'
+    end
+  end
+  messages[#messages + 1] = {CHANNEL .. change.kind, cloud_event(change.kind, int(rev), id, data)}
+  return int(rev)
+end
+
+local function put_row(id, row) call('HSET', INST, id, cjson.encode(row)) end
+
+-- What a renewal needs, in a small row of its own. beaten: 0 no heartbeat since the registration,
+-- 1 heartbeats keep the lease; 2 and 3 the same while draining, when renewals change nothing.
+local function put_renew(id, row, beaten) call('HSET', RENEW, id, int(row.ttl) .. ' ' .. row.inc .. ' ' .. beaten) end
+
+local function beaten_of(id)
+  local raw = call('HGET', RENEW, id)
+  return raw and string.match(raw, '(%d)$') or '0'
+end
+
+-- The expiring key: TTL exactly the lease's, readable by any client of the store.
+local function project(id, row, doc, admin, suspect, deadline)
+  derive('SET', SERVICES .. id, document(row, doc, admin, suspect), 'PXAT', int(deadline + skew))
+end
+
+local function is_suspect(id) return call('ZSCORE', HELD, id) ~= false end
+
+-- The deadline moved and nothing else did: re-date the expiring key, or write it again when missing.
+local function redate(id, deadline)
+  if derive('PEXPIREAT', SERVICES .. id, int(deadline + skew)) == 1 then return end
+  local row = get_row(id)
+  if row then project(id, row, call('HGET', DOCS, id) or '{}', admin_of(id), is_suspect(id), deadline) end
+end
+
+local function index_terms(row, admin)
+  local terms = cjson.decode(row.terms)
+  terms[#terms + 1] = 'health:' .. effective(row, admin)
+  return terms
+end
+
+-- Moves index membership from one set of terms to another; either may be nil.
+local function reindex(id, before, after)
+  local keep = {}
+  for _, t in ipairs(after or {}) do keep[t] = true end
+  for _, t in ipairs(before or {}) do
+    if not keep[t] then derive('SREM', INDEX .. t, id) end
+  end
+  for _, t in ipairs(after or {}) do derive('SADD', INDEX .. t, id) end
+end
+
+-- Takes an instance away: event, core keys, tombstone, derived data.
+local function remove(id, row, kind, reason)
+  local admin = admin_of(id)
+  local state = state_of(admin)
+  local terms = index_terms(row, admin)
+  local rev = emit({kind = kind, id = id, reason = reason})
+  call('HDEL', INST, id)
+  call('HDEL', DOCS, id)
+  call('HDEL', RENEW, id)
+  call('ZREM', LEASES, id)
+  call('ZREM', HELD, id)
+  call('ZREM', DRAINS, id)
+  call('ZREM', CHECKS, id)
+  call('HDEL', CHECKSTATE, id)
+  -- An operator's maintenance outlives a crash (the tombstone's life at most), not a deregistration.
+  if kind ~= 'service:expired' or state ~= 'maintenance' then
+    call('HDEL', ADMIN, id)
+    call('ZREM', UNTIL, id)
+  end
+  call('HSET', TOMBSTONES, id, cjson.encode({epoch = epoch, rev = tonumber(rev), at = now}))
+  reindex(id, terms, nil)
+  derive('DEL', SERVICES .. id)
+  return rev
+end
+
+-- What becomes of a lease that has ended: a drain was asked for, anything else is a death.
+local function end_lease(id, row)
+  if state_of(admin_of(id)) == 'draining' then remove(id, row, 'service:unregistered', 'drained')
+  else remove(id, row, 'service:expired', 'lease ended') end
+end
+
+-- The answer to an operation is kept a while: a client library may send the same operation again.
+local function answered()
+  local stored = call('GET', OPS .. NONCE)
+  if stored then return cjson.decode(stored) end
+end
+
+local function answer(reply)
+  call('SET', OPS .. NONCE, cjson.encode(reply), 'PX', OP_MEMORY_MS)
+  return reply
+end
+
+-- "" matches anything, "absent" only nothing, else the row's own "<epoch>-<rev>".
+local function revision_matches(expected, row)
+  if expected == '' then return true end
+  if not row then return expected == 'absent' end
+  return expected == row.epoch .. '-' .. int(row.rev)
+end
+
+local function schedule_check(id, row, check)
+  if check == '' then
+    call('ZREM', CHECKS, id)
+    call('HDEL', CHECKSTATE, id)
+    return
+  end
+  local state = cjson.decode(check)
+  state.inc, state.failures, state.successes, state.token = row.inc, 0, 0, ''
+  call('ZADD', CHECKS, int(L), id)
+  call('HSET', CHECKSTATE, id, cjson.encode(state))
+end
+
+-- The renewal of an instance that the guard holds: it is live again, and says so once.
+local function rescue(id)
+  if call('ZREM', HELD, id) == 0 then return end
+  local row = get_row(id)
+  if not row then return end
+  local admin, doc = admin_of(id), call('HGET', DOCS, id) or '{}'
+  emit({kind = 'service:updated', id = id, row = row, doc = doc, admin = admin, reason = 'renewed'})
+  put_row(id, row)
+  project(id, row, doc, admin, false, tonumber(call('ZSCORE', LEASES, id)))
+end

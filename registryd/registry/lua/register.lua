@@ -1,0 +1,75 @@
+-- Registers an instance, or renews its lease when nothing about it changed.
+--
+-- ARGV 7 id   8 incarnation ("" = any)   9 ttl ms   10 document   11 terms (JSON array)
+--      12 check {"interval","rise","fall"} or ""   13 claimed health or ""
+--      14 expected revision ("" any, "absent", "<epoch>-<rev>")   15 endpoint
+--      16 "exclusive": refuse an id that a live instance at another endpoint holds
+-- Returns {outcome, epoch, rev, deadline (wall ms), row, admin, suspect}; outcome is one of
+--   registered, updated, same, mismatch (expected revision), taken (exclusive)
+local stored = answered()
+if stored then return stored end
+local id, inc, ttl, doc = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local terms, check, claim = ARGV[11], ARGV[12], ARGV[13]
+
+local row = get_row(id)
+if row and tonumber(call('ZSCORE', LEASES, id) or -1) < L then
+  if not revision_matches(ARGV[14], nil) then return {'mismatch'} end
+  end_lease(id, row)
+  row = nil
+end
+if not revision_matches(ARGV[14], row) then return {'mismatch'} end
+if row and ARGV[16] == 'exclusive' and row.endpoint ~= ARGV[15] then return {'taken'} end
+
+local admin = admin_of(id)
+local draining = state_of(admin) == 'draining'
+local function reply(outcome, r, deadline)
+  return answer({outcome, r.epoch, int(r.rev), int(deadline + skew), cjson.encode(r), admin, ''})
+end
+-- A claim counts until the first probe has reported, and again when nothing probes any more.
+local probed = row and check ~= '' and row.probed or 0
+local heard = row and claim ~= '' and probed ~= 1 and claim ~= row.health
+
+if row and not heard and row.ttl == ttl and row.terms == terms and row.check == check
+    and (inc == '' or inc == row.inc) and call('HGET', DOCS, id) == doc then
+  commit_clock()
+  local deadline = L + ttl
+  if draining then deadline = tonumber(call('ZSCORE', LEASES, id))
+  else
+    call('ZADD', LEASES, int(deadline), id)
+    if is_suspect(id) then
+      rescue(id)
+      row = get_row(id)
+    else redate(id, deadline) end
+  end
+  return finish(reply('same', row, deadline))
+end
+
+local moment = rfc3339(now)
+local fresh = {
+  ttl = ttl, inc = inc ~= '' and inc or NONCE, op = NONCE,
+  health = claim ~= '' and claim or 'unknown', since = moment, extra = '', probed = 0,
+  registered = moment, updated = moment, endpoint = ARGV[15],
+  terms = terms, check = check}
+local kind, before = 'service:registered', nil
+if row then
+  kind = 'service:updated'
+  before = index_terms(row, admin)
+  fresh.registered, fresh.probed = row.registered, probed
+  if not heard then fresh.health, fresh.since, fresh.extra = row.health, row.since, row.extra end
+end
+local deadline = L + ttl
+if draining then deadline = tonumber(call('ZSCORE', LEASES, id)) end
+
+emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin})
+commit_clock()
+put_row(id, fresh)
+call('HSET', DOCS, id, doc)
+put_renew(id, fresh, draining and '2' or '0')
+call('ZADD', LEASES, int(deadline), id)
+call('ZREM', HELD, id)
+call('HDEL', TOMBSTONES, id)
+schedule_check(id, fresh, check)
+local result = reply(row and 'updated' or 'registered', fresh, deadline)
+reindex(id, before, index_terms(fresh, admin))
+project(id, fresh, doc, admin, false, deadline)
+return finish(result)

@@ -1,0 +1,262 @@
+"""What a caller looks for: the filters of `GET /services`, parsed once, matched against the view.
+
+Pure. A query is a set of term groups (any of each, all of them together), which the view's indexes
+answer, and what is left to ask of each instance. `ranges` and names are resolved against what exists
+at the moment of asking.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, TypeVar
+
+from registryd.errors import Malformed
+from registryd.registry.expression import Expression, parse
+from registryd.registry.patterns import Pattern, compile_pattern
+from registryd.registry.types import NAME_RE, TAG_RE, HealthStatus, canonical_environment
+from registryd.registry.versions import (
+    ANY_VERSION,
+    CapabilityTerm,
+    Range,
+    minimum,
+    parse_capability,
+    parse_range,
+)
+from registryd.registry.view import Contents, Instance, View
+
+FIELDS: Final = frozenset(
+    {
+        "name",
+        "instanceId",
+        "endpoint",
+        "version",
+        "apiVersion",
+        "zone",
+        "weight",
+        "capabilities",
+        "models",
+        "resourceLimits",
+        "dependsOn",
+        "metadata",
+        "healthCheck",
+        "health",
+        "registeredAt",
+        "updatedAt",
+        "incarnation",
+        "lease",
+        "revision",
+        "admin",
+    }
+)
+"""The fields of an instance: what `filter` may ask for and `fields` may name."""
+
+FILTERS: Final = (
+    "name",
+    "capability",
+    "capabilitiesAll",
+    "minVersion",
+    "tags",
+    "tagsAll",
+    "health",
+    "version",
+    "environment",
+    "zone",
+    "model",
+    "dependsOn",
+    "filter",
+)
+
+MAX_VALUES: Final = 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """All have to hold for an instance; an empty one holds for all."""
+
+    name: Pattern | None = None
+    capability: tuple[CapabilityTerm, ...] = ()
+    capabilities_all: tuple[CapabilityTerm, ...] = ()
+    tags: tuple[str, ...] = ()
+    tags_all: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
+    version: Range | None = None
+    environment: tuple[str, ...] = ()
+    zone: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    expression: Expression | None = None
+    service: str | None = None
+    """One service by its exact name; set by routes whose path names it."""
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The terms by which the answer can change: any of each group, all groups together."""
+        groups = [
+            tuple(f"{kind}:{value}" for value in values)
+            for kind, values in (
+                ("tag", self.tags),
+                ("health", self.health),
+                ("environment", self.environment),
+                ("zone", self.zone),
+                ("model", self.model),
+                ("dependsOn", self.depends_on),
+            )
+            if values
+        ]
+        groups += [(f"tag:{tag}",) for tag in self.tags_all]
+        if self.capability:
+            groups.append(tuple(f"capability:{term.name}" for term in self.capability))
+        groups += [(f"capability:{term.name}",) for term in self.capabilities_all]
+        if self.service is not None:
+            groups.append((f"service:{self.service}",))
+        return tuple(groups)
+
+    def select(self, view: View) -> list[Instance]:
+        """The instances that match, in no order."""
+        contents = view.contents
+        members = [_union(contents, terms) for terms in self._resolved(contents)]
+        if self.name is not None:
+            members.append(
+                _any_of(
+                    contents.services[service]
+                    for service in contents.services
+                    if self.name.search(service)
+                )
+            )
+        found: Iterable[Instance]
+        if not members:
+            found = contents.by_id.values()
+        elif len(members) == 1:
+            found = members[0]
+        else:
+            members.sort(key=len)
+            found = members[0].intersection(*members[1:])
+        if self.expression is None:
+            return list(found)
+        matches = self.expression.matches
+        return [instance for instance in found if matches(json.loads(instance.fragment))]
+
+    def _resolved(self, contents: Contents) -> Iterable[tuple[str, ...]]:
+        """The groups with ranges replaced by the versions that exist."""
+        for terms in self.groups:
+            if not terms[0].startswith("capability:"):
+                yield terms
+        if self.capability:
+            yield tuple(
+                name for term in self.capability for name in _capability_terms(contents, term)
+            )
+        for term in self.capabilities_all:
+            yield tuple(_capability_terms(contents, term))
+        if self.version is not None:
+            accepts = self.version.contains
+            yield tuple(f"version:{version}" for version in contents.versions if accepts(version))
+
+
+def _capability_terms(contents: Contents, term: CapabilityTerm) -> Iterable[str]:
+    name = f"capability:{term.name}"
+    if term.range == ANY_VERSION:
+        return (name,)
+    return tuple(
+        f"{name}@{version}"
+        for version in contents.capability_versions.get(name, ())
+        if term.range.contains(version)
+    )
+
+
+def _union(contents: Contents, terms: tuple[str, ...]) -> set[Instance]:
+    index = contents.index
+    if len(terms) == 1:
+        return index.get(terms[0], _NOTHING)
+    return _any_of(index[term] for term in terms if term in index)
+
+
+def _any_of(sets: Iterable[set[Instance]]) -> set[Instance]:
+    return set().union(*sets)
+
+
+_NOTHING: Final[set[Instance]] = set()
+
+
+_NO_TERMS: Final[tuple[CapabilityTerm, ...]] = ()
+
+
+def parse_filters(parameters: Mapping[str, str]) -> Filters:
+    """Reads the filters among query parameters. Raises Malformed, naming the parameter."""
+    capability = _parsed(parameters, "capability", _capabilities, _NO_TERMS)
+    capabilities_all = _parsed(parameters, "capabilitiesAll", _all_capabilities, _NO_TERMS)
+    if text := parameters.get("minVersion"):
+        if not capability and not capabilities_all:
+            raise Malformed(
+                "minVersion: says how new a capability must be, so name one with capability="
+            )
+        least = minimum(text)
+        capability = _at_least(capability, least)
+        capabilities_all = _at_least(capabilities_all, least)
+    return Filters(
+        name=_parsed(parameters, "name", _parse_name, None),
+        capability=capability,
+        capabilities_all=capabilities_all,
+        tags=_words(parameters, "tags"),
+        tags_all=_words(parameters, "tagsAll"),
+        health=_statuses(parameters),
+        version=_parsed(parameters, "version", parse_range, None),
+        environment=tuple(map(canonical_environment, _words(parameters, "environment"))),
+        zone=_words(parameters, "zone"),
+        model=_words(parameters, "model"),
+        depends_on=_words(parameters, "dependsOn"),
+        expression=_parsed(parameters, "filter", _parse_expression, None),
+    )
+
+
+def _parsed(parameters: Mapping[str, str], name: str, read: Callable[[str], T], without: T) -> T:
+    """An empty parameter, as forms send it, is none."""
+    text = parameters.get(name)
+    return read(text) if text else without
+
+
+def _parse_name(text: str) -> Pattern:
+    return compile_pattern(text, ignore_case=True)
+
+
+def _parse_expression(text: str) -> Expression:
+    return parse(text, roots=FIELDS)
+
+
+def _capabilities(text: str) -> tuple[CapabilityTerm, ...]:
+    return tuple(parse_capability(text))
+
+
+def _all_capabilities(text: str) -> tuple[CapabilityTerm, ...]:
+    return tuple(parse_capability(text, what="capabilitiesAll"))
+
+
+def _at_least(terms: Iterable[CapabilityTerm], least: Range) -> tuple[CapabilityTerm, ...]:
+    return tuple(CapabilityTerm(term.name, term.range & least) for term in terms)
+
+
+def _words(parameters: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """A comma list of plain names, sorted so that their order makes no other query."""
+    text = parameters.get(name)
+    if not text:
+        return ()
+    words = {word.strip() for word in text.split(",")} - {""}
+    pattern = TAG_RE if name in {"tags", "tagsAll", "model"} else NAME_RE
+    for word in sorted(words):
+        if not pattern.fullmatch(word):
+            position = text.find(word) + 1
+            raise Malformed(f"{name}: position {position}: {word[:60]!r} cannot be the name of any")
+    if len(words) > MAX_VALUES:
+        raise Malformed(f"{name}: at most {MAX_VALUES} values")
+    return tuple(sorted(words))
+
+
+def _statuses(parameters: Mapping[str, str]) -> tuple[str, ...]:
+    words = _words(parameters, "health")
+    known = [status.value for status in HealthStatus]
+    for word in words:
+        if word not in known:
+            raise Malformed(f"health: {word!r} is none of {', '.join(known)}")
+    return words

@@ -1,0 +1,285 @@
+"""How reads are answered: how fresh, from the cache or made anew, compressed, 304, or after a wait.
+
+The store is not asked here, but by a reader who wants `consistency=strong`.
+"""
+
+import asyncio
+import gzip
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from urllib.parse import urlencode
+
+import zstandard
+
+from registryd.errors import Malformed, NotReady, PreconditionFailed
+from registryd.feed.follower import Follower
+from registryd.feed.revision import NOWHERE, Revision, parse_revision
+from registryd.kit.duration import parse_duration
+from registryd.metrics import Metrics
+from registryd.registry.listing import Listing, ListingCache, Page, holds, parse_page, render
+from registryd.registry.query import FILTERS, Filters, parse_filters
+from registryd.registry.view import View
+from registryd.web.reply import Header, Reply
+from registryd.web.request import Request
+
+CATCH_UP: Final = timedelta(seconds=2)
+LONGEST_WAIT: Final = timedelta(minutes=5)
+COMPRESS_FROM: Final = 1024
+"""Smaller bodies fit a packet or two either way."""
+THREAD_FROM: Final = 128 * 1024
+"""Larger bodies are compressed in a thread: they would hold up every other request."""
+
+PAGE: Final = ("view", "limit", "cursor", "sort", "fields")
+FRESHNESS: Final = ("minRevision", "consistency", "maxStaleMs", "since", "wait")
+"""Parameters that say when to answer, not what."""
+
+Groups = Iterable[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A parsed list request. `key` names the answer in the cache."""
+
+    key: str
+    filters: Filters
+    page: Page
+
+
+class Reads:
+    """Answers from one view. `closing` ends waits when the daemon shuts down."""
+
+    def __init__(
+        self,
+        view: View,
+        follower: Follower,
+        metrics: Metrics,
+        *,
+        cache_bytes: int,
+        closing: asyncio.Event,
+    ) -> None:
+        self._view = view
+        self._follower = follower
+        self._cache = ListingCache(cache_bytes)
+        self._hits = metrics.cache_lookups.labels("hit")
+        self._misses = metrics.cache_lookups.labels("miss")
+        self._not_modified = metrics.not_modified
+        self._closing = closing
+
+    async def fresh(self, request: Request) -> None:
+        """Waits until the view is as fresh as asked. Raises NotReady, PreconditionFailed, Malformed or,
+        for `consistency=strong`, StorageUnavailable."""
+        if not self._follower.loaded:
+            raise NotReady("this node is still loading the registry; try again in a moment")
+        if not request.raw.query_string:
+            return
+        if (text := request.one("maxStaleMs")) is not None:
+            self._check_staleness(text)
+        match request.one("consistency"):
+            case None | "" | "default":
+                pass
+            case "strong":
+                await self._within(self._follower.catch_up(), "what the store holds")
+            case other:
+                raise Malformed(f"consistency: expected default or strong, found {other[:40]!r}")
+        if text := request.one("minRevision"):
+            wanted = parse_revision(text, what="minRevision")
+            if wanted.epoch < self._view.revision.epoch and wanted != NOWHERE:
+                raise PreconditionFailed(
+                    f"minRevision: {text} is of an older epoch, the store has lost or replaced its history "
+                    f"since; read again without it (now at {self._view.revision})"
+                )
+            await self._within(self._follower.reached(wanted), f"revision {text}")
+
+    async def _within(self, reached: Callable[[], object] | object, what: str) -> None:
+        try:
+            async with asyncio.timeout(CATCH_UP.total_seconds()):
+                await reached  # type: ignore[misc]
+        except TimeoutError:
+            raise NotReady(
+                f"this node did not reach {what} within {CATCH_UP.total_seconds():.0f} s; it is at "
+                f"{self._view.revision}"
+            ) from None
+
+    def _check_staleness(self, text: str) -> None:
+        if not re.fullmatch(r"[0-9]{1,12}", text):
+            raise Malformed(f"maxStaleMs: expected milliseconds, found {text[:40]!r}")
+        stale = self.stale_ms
+        if stale > int(text):
+            raise NotReady(f"the store has been away for {stale} ms, and maxStaleMs allows {text}")
+
+    @property
+    def stale_ms(self) -> int:
+        return int(self._follower.stale_for * 1000)
+
+    def headers(self, revision: Revision | None = None) -> list[Header]:
+        """What every read carries: the revision the node is at, the ETag, and the store's absence."""
+        headers = [
+            ("X-Registry-Revision", str(self._view.revision)),
+            ("ETag", etag(revision or self._view.revision)),
+            ("Cache-Control", "no-cache"),
+        ]
+        if stale := self.stale_ms:
+            headers.append(("X-Registry-Stale-Ms", str(stale)))
+        return headers
+
+    def unchanged(self, request: Request, groups: Groups) -> Reply | None:
+        """304 when the caller's copy still holds: no term of the query changed since its revision."""
+        condition = request.headers.get("If-None-Match")
+        if condition is None:
+            return None
+        for revision in _etags(condition):
+            if (
+                revision.epoch == self._view.revision.epoch
+                and self._view.changed_at(groups) <= revision.rev <= self._view.revision.rev
+            ):
+                self._not_modified.inc()
+                return Reply(304, headers=self.headers(revision))
+        return None
+
+    async def changed(self, request: Request, groups: Groups) -> list[Header]:
+        """Holds a long poll: returns when the answer may have changed since `since`, or at the end of
+        `wait`. Returns at once without either."""
+        since_text, wait = request.one("since"), _wait(request)
+        if not since_text or wait is None:
+            return []
+        since = parse_revision(since_text, what="since")
+        deadline = asyncio.get_running_loop().time() + wait.total_seconds()
+        while not self._closing.is_set() and not self._may_differ(since, groups):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._follower.advanced()
+            except TimeoutError:
+                break
+        if "wait" in (request.headers.get("Prefer") or ""):
+            return [("Preference-Applied", f"wait={wait.total_seconds():.0f}")]
+        return []
+
+    def _may_differ(self, since: Revision, groups: Groups) -> bool:
+        now = self._view.revision
+        if since.epoch != now.epoch:
+            return since.epoch < now.epoch
+        return self._view.changed_at(groups) > since.rev
+
+    async def list(self, request: Request, query: ListQuery) -> Reply:
+        """The whole way of a list: fresh enough, waited for, 304, cached, compressed."""
+        await self.fresh(request)
+        groups = query.filters.groups
+        extra = await self.changed(request, groups)
+        if reply := self.unchanged(request, groups):
+            return reply.with_headers(extra)
+        listing = self._cache.get(query.key)
+        if listing is not None and holds(listing, self._view, groups):
+            self._hits.inc()
+        else:
+            self._misses.inc()
+            listing = render(self._view, query.filters, query.page)
+            self._cache.put(query.key, listing)
+        reply = Reply(200, listing.body, headers=self.headers(listing.revision))
+        if listing.next is not None:
+            reply.headers.append(("Link", _next_link(request, listing.next)))
+        await self._compress(request, query.key, listing, reply)
+        return reply.with_headers(extra)
+
+    async def _compress(self, request: Request, key: str, listing: Listing, reply: Reply) -> None:
+        if len(listing.body) < COMPRESS_FROM:
+            return
+        reply.headers.append(("Vary", "Accept-Encoding"))
+        encoding = best_encoding(request.headers.get("Accept-Encoding"))
+        if encoding is None:
+            return
+        body = listing.encoded.get(encoding)
+        if body is None:
+            if len(listing.body) < THREAD_FROM:
+                body = compress(listing.body, encoding)
+            else:
+                body = await asyncio.to_thread(compress, listing.body, encoding)
+            self._cache.keep_encoded(key, listing, encoding, body)
+        reply.body = body
+        reply.headers.append(("Content-Encoding", encoding))
+
+
+def parse_list(request: Request) -> ListQuery:
+    """The query of a list request. Raises Malformed for an unknown parameter or a bad value."""
+    parameters: dict[str, str] = {}
+    for name in request.query:
+        if name not in _KNOWN:
+            raise Malformed(
+                f"unknown query parameter {name[:60]!r}; known are {', '.join(sorted(_KNOWN))}"
+            )
+        value = request.one(name)
+        if value and name not in FRESHNESS:
+            parameters[name] = value
+    if request.query.get("since"):
+        parameters.pop("cursor", None)
+    key = urlencode(sorted(parameters.items()))
+    return ListQuery(key, parse_filters(parameters), parse_page(parameters))
+
+
+_KNOWN: Final = frozenset({*FILTERS, *PAGE, *FRESHNESS})
+
+
+def known_parameters(request: Request, *known: str) -> Mapping[str, str]:
+    """The query's parameters, none given twice, none but `known` and those of freshness."""
+    allowed = {*known, *FRESHNESS}
+    for name in request.query:
+        if name not in allowed:
+            raise Malformed(
+                f"unknown query parameter {name[:60]!r}; known are {', '.join(sorted(allowed))}"
+            )
+    return {name: request.one(name) or "" for name in request.query}
+
+
+def etag(revision: Revision) -> str:
+    """Weak: answers at one revision are equal in meaning, whichever node or encoding they come from."""
+    return f'W/"{revision}"'
+
+
+_ETAG: Final = re.compile(r'(?:W/)?"(\d{1,20})-(\d{1,18})"')
+
+
+def _etags(condition: str) -> Iterable[Revision]:
+    for epoch, rev in _ETAG.findall(condition[:4096]):
+        yield Revision(int(epoch), int(rev))
+
+
+def _wait(request: Request) -> timedelta | None:
+    text = request.one("wait")
+    if not text:
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", request.headers.get("Prefer") or "")
+        text = found[1] if found else None
+    if not text:
+        return None
+    try:
+        wait = parse_duration(text)
+    except ValueError as error:
+        raise Malformed(f"wait: {error}") from None
+    return min(wait, LONGEST_WAIT)
+
+
+def best_encoding(accepted: str | None) -> str | None:
+    """zstd before gzip, of those the client takes."""
+    if not accepted:
+        return None
+    weights: dict[str, bool] = {}
+    for part in accepted.lower().split(","):
+        name, _, parameters = part.partition(";")
+        weights[name.strip()] = re.search(r"q\s*=\s*0(\.0*)?\s*$", parameters) is None
+    for encoding in ("zstd", "gzip"):
+        if weights.get(encoding, weights.get("*", False)):
+            return encoding
+    return None
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    if encoding == "zstd":
+        return zstandard.ZstdCompressor(level=3).compress(body)
+    return gzip.compress(body, compresslevel=5, mtime=0)
+
+
+def _next_link(request: Request, cursor: str) -> str:
+    parameters = [(name, value) for name, value in request.query.items() if name != "cursor"]
+    path = request.raw.rel_url.raw_path
+    return f'<{path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'

@@ -1,0 +1,432 @@
+"""Every write to the registry: decided by a script, acknowledged once this node's own view holds it.
+
+That makes an acknowledged write outlive a store that loses it, and lets a caller read what it wrote.
+Knows no HTTP.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+
+import structlog
+
+from registryd.errors import (
+    AmbiguousInstance,
+    Conflict,
+    FieldError,
+    InstanceUnknown,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+    StorageUnavailable,
+    Superseded,
+)
+from registryd.feed.follower import Follower
+from registryd.feed.revision import Revision
+from registryd.kit.clock import from_ms, rfc3339
+from registryd.registry.bodies import canonical_names, merge, parse_registration
+from registryd.registry.document import compose, encode
+from registryd.registry.renew import RenewalQueue
+from registryd.registry.store import (
+    Entry,
+    Refused,
+    RegistryStore,
+    Renewal,
+    Renewed,
+    Stored,
+    entry_of,
+)
+from registryd.registry.types import (
+    MAX_DOCUMENT_BYTES,
+    AdminState,
+    Heartbeat,
+    HeartbeatItem,
+    Lease,
+    Maintenance,
+    Registration,
+    default_instance_id,
+    identity,
+    renew_interval,
+)
+from registryd.registry.view import Instance, View
+
+log = structlog.get_logger(__name__)
+
+CONFIRM: Final = timedelta(seconds=2)
+"""How long a write waits for this node's view."""
+
+ATTEMPTS: Final = 5
+"""How often a read-modify-write starts again when somebody else was quicker."""
+
+BATCH: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A write that this node's view holds. `document` is the instance as the answer shows it."""
+
+    instance_id: str
+    outcome: str
+    revision: Revision
+    document: bytes
+
+
+@lru_cache(maxsize=4096)
+def moment(ms: int) -> str:
+    """Milliseconds since the epoch as RFC 3339; one batch of renewals shares few moments."""
+    return rfc3339(from_ms(ms))
+
+
+class Registrar:
+    def __init__(
+        self,
+        store: RegistryStore,
+        view: View,
+        follower: Follower,
+        renewals: RenewalQueue,
+        *,
+        default_ttl: Callable[[], timedelta],
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._follower = follower
+        self._renewals = renewals
+        self._default_ttl = default_ttl
+
+    # --- registering
+
+    async def register(
+        self, registration: Registration, *, expected: str = "", exclusive: bool = False
+    ) -> Written:
+        """Registers, or renews when nothing changed.
+
+        `expected` is a revision the instance has to be at ("absent": it must not exist), else
+        PreconditionFailed. With `exclusive` an id that lives at another endpoint is not taken over:
+        the newcomer gets an id of its own.
+        """
+        entry = self._entry(registration)
+        incarnation = registration.incarnation or ""
+        nonce = self._store.nonce()
+        stored = await self._store.register(
+            entry,
+            incarnation=incarnation,
+            claim=registration.claim,
+            expected=expected,
+            exclusive=exclusive,
+            nonce=nonce,
+        )
+        if isinstance(stored, Refused):
+            if stored.why == "taken":
+                return await self._register_beside(registration, entry.id)
+            raise _precondition(expected)
+        return await self._written(entry.id, entry.document, stored)
+
+    async def _register_beside(self, registration: Registration, taken: str) -> Written:
+        endpoint = hashlib.blake2b(registration.endpoint.encode(), digest_size=4).hexdigest()
+        instance_id = f"{taken.partition(':')[2][:119]}~{endpoint}"
+        log.warning(
+            "instance id is in use at another endpoint, the newcomer gets its own",
+            instance=taken,
+            given=instance_id,
+        )
+        return await self.register(registration.model_copy(update={"instance_id": instance_id}))
+
+    def _entry(self, registration: Registration) -> Entry:
+        instance_id = registration.instance_id or default_instance_id(registration.endpoint)
+        if registration.instance_id is None:
+            registration = registration.model_copy(update={"instance_id": instance_id})
+        document = encode(registration)
+        if len(document) > MAX_DOCUMENT_BYTES:
+            raise Invalid(
+                f"the instance is {len(document)} bytes of JSON, at most {MAX_DOCUMENT_BYTES} are kept"
+            )
+        ttl = (
+            timedelta(seconds=registration.ttl_seconds)
+            if registration.ttl_seconds is not None
+            else self._default_ttl()
+        )
+        ttl_ms = int(ttl.total_seconds() * 1000)
+        name = identity(registration.name, instance_id)
+        return entry_of(name, registration, document, ttl_ms)
+
+    # --- changing in place
+
+    async def patch(
+        self, service: str, instance_id: str, change: Mapping[str, Any], *, expected: str = ""
+    ) -> Written:
+        """RFC 7386 merge of `change` into what the instance registered. Incarnation and lease stay."""
+        patch = canonical_names(change)
+        for _ in range(ATTEMPTS):
+            held = self._held(service, instance_id)
+            if patch.get("incarnation") not in {None, held.incarnation}:
+                raise _superseded(service, instance_id, held.incarnation)
+            merged = merge(json.loads(held.document), patch)
+            registration = parse_registration(merged, service=service, instance_id=instance_id)
+            entry = self._entry(registration)
+            if registration.ttl_seconds is None and "ttlSeconds" not in patch:
+                entry = Entry(
+                    entry.id, entry.document, entry.terms, held.ttl_ms, entry.endpoint, entry.check
+                )
+            stored = await self._store.amend(
+                held.id,
+                reason="amended",
+                expected=expected or str(held.revision),
+                entry=entry,
+                health=registration.claim,
+            )
+            if not isinstance(stored, Refused):
+                return await self._written(held.id, entry.document, stored)
+            if expected and stored.why == "mismatch":
+                raise _precondition(expected)
+            await self._catch_up()
+        raise Conflict(
+            f"{service}/{instance_id} is being changed by others all the time; try again"
+        )
+
+    async def maintain(
+        self, service: str, instance_id: str, wish: Maintenance, *, actor: str, now: datetime
+    ) -> Written:
+        """Puts an instance into maintenance, or takes it out."""
+        if wish.enabled and wish.until is not None and wish.until <= now:
+            raise Invalid(
+                "until is in the past", errors=[FieldError("/until", "must be in the future")]
+            )
+        admin = _admin_json(AdminState.MAINTENANCE, wish.reason, actor, wish.until)
+        return await self._amend(
+            service,
+            instance_id,
+            lambda held: self._maintenance(held, wish, admin),
+        )
+
+    def _maintenance(
+        self, held: Instance, wish: Maintenance, admin: bytes
+    ) -> dict[str, Any] | None:
+        if held.draining:
+            raise Conflict(
+                f"{held.service}/{held.instance_id} is draining, it cannot be maintained"
+            )
+        if not wish.enabled:
+            return {"admin": "none", "reason": "maintenance ended"}
+        end = None if wish.until is None else int(wish.until.timestamp() * 1000)
+        return {
+            "admin": admin,
+            "admin_end_ms": end,
+            "reason": wish.reason or "maintenance",
+        }
+
+    async def drain(
+        self, service: str, instance_id: str, seconds: int, *, actor: str, now: datetime
+    ) -> Written:
+        """Takes an instance out of every choice, and unregisters it after `seconds`."""
+        until = now + timedelta(seconds=seconds)
+        admin = _admin_json(AdminState.DRAINING, None, actor, until)
+        return await self._amend(
+            service,
+            instance_id,
+            lambda _: {"admin": admin, "drain": timedelta(seconds=seconds), "reason": "draining"},
+        )
+
+    async def _amend(
+        self, service: str, instance_id: str, decide: Callable[[Instance], dict[str, Any] | None]
+    ) -> Written:
+        for _ in range(ATTEMPTS):
+            held = self._held(service, instance_id)
+            change = decide(held) or {}
+            stored = await self._store.amend(held.id, expected=str(held.revision), **change)
+            if not isinstance(stored, Refused):
+                return await self._written(held.id, held.document, stored)
+            await self._catch_up()
+        raise Conflict(
+            f"{service}/{instance_id} is being changed by others all the time; try again"
+        )
+
+    # --- leaving
+
+    async def deregister(
+        self,
+        service: str,
+        instance_ids: Sequence[str],
+        *,
+        incarnation: str = "",
+        expected: str = "",
+        reason: str = "deregistered",
+    ) -> Revision | None:
+        """Takes instances away at once; None when none of them was there."""
+        revision: Revision | None = None
+        ids = [identity(service, instance_id) for instance_id in instance_ids]
+        for start in range(0, len(ids), BATCH // 2):
+            removed = await self._store.deregister(
+                ids[start : start + BATCH // 2],
+                incarnation=incarnation,
+                expected=expected,
+                reason=reason,
+            )
+            if not isinstance(removed, Refused):
+                revision = removed.revision
+            elif removed.why == "superseded":
+                raise _superseded(service, instance_ids[0], removed.detail)
+            elif removed.why == "mismatch":
+                raise _precondition(expected)
+        if revision is not None:
+            await self._confirm(revision)
+            if revision.epoch != self._view.revision.epoch and any(map(self._view.get, ids)):
+                raise _unconfirmed()
+        return revision
+
+    # --- renewing
+
+    async def renew(self, service: str, instance_id: str, heartbeat: Heartbeat | None) -> Lease:
+        """Renews one lease. Raises InstanceUnknown or Superseded."""
+        name = f"{service}:{instance_id}"
+        held = self._view.contents.by_id.get(name)
+        incarnation = (heartbeat.incarnation or "") if heartbeat else ""
+        outcome = await self._renewals.renew(Renewal(name, incarnation, held.ttl_ms if held else 0))
+        if isinstance(outcome, Refused):
+            raise _refused_renewal(service, instance_id, outcome)
+        if heartbeat and heartbeat.status and (held is None or held.health != heartbeat.status):
+            await self._report(name, heartbeat)
+        seconds = outcome.ttl_ms // 1000
+        return Lease.model_construct(
+            ttl_seconds=seconds,
+            expires_at=moment(outcome.expires_at_ms),
+            renew_interval_seconds=renew_interval(seconds),
+        )
+
+    async def _report(self, name: str, heartbeat: Heartbeat) -> None:
+        details = b""
+        if heartbeat.details:
+            text = json.dumps(heartbeat.details, ensure_ascii=False, separators=(",", ":"))
+            details = b',"details":' + text.encode()
+        if len(details) > MAX_DOCUMENT_BYTES:
+            raise Invalid(
+                "details are too long",
+                errors=[FieldError("/details", f"at most {MAX_DOCUMENT_BYTES} bytes of JSON")],
+            )
+        status = heartbeat.status.value if heartbeat.status else ""
+        revision = await self._store.report_status(
+            name, heartbeat.incarnation or "", status, details
+        )
+        if revision is not None:
+            await self._confirm(revision)
+
+    async def renew_many(self, items: Sequence[HeartbeatItem]) -> list[str]:
+        """Renews a batch; for each, in order, `renewed`, `unknown` or `superseded`."""
+        by_id = self._view.contents.by_id
+        words: list[str] = []
+        for start in range(0, len(items), BATCH):
+            renewals = []
+            for item in items[start : start + BATCH]:
+                name = f"{item.name}:{item.instance_id}"
+                held = by_id.get(name)
+                renewals.append(
+                    Renewal(name, item.incarnation or "", held.ttl_ms if held is not None else 0)
+                )
+            outcomes = await self._store.renew(renewals)
+            words += [
+                "renewed" if isinstance(outcome, Renewed) else outcome.why for outcome in outcomes
+            ]
+        return words
+
+    def the_only_instance(self, service: str, instance_id: str | None = None) -> str:
+        """The instance meant when a path names only the service. Raises NotFound or AmbiguousInstance."""
+        members = self._view.of_service(service)
+        if not members:
+            raise NotFound(f"no service {service!r} is registered")
+        if instance_id is not None:
+            return instance_id
+        if len(members) > 1:
+            raise AmbiguousInstance(
+                f"{service} has {len(members)} instances; name one with instanceId or use "
+                f"/services/{service}/instances/{{id}}",
+                members={"instances": [member.instance_id for member in members[:100]]},
+            )
+        return members[0].instance_id
+
+    # --- confirming
+
+    def _held(self, service: str, instance_id: str) -> Instance:
+        held = self._view.get(identity(service, instance_id))
+        if held is None:
+            raise NotFound(f"no instance {instance_id!r} of {service!r} is registered")
+        return held
+
+    async def _written(self, name: str, document: bytes, stored: Stored) -> Written:
+        await self._confirm(stored.revision)
+        if stored.revision.epoch != self._view.revision.epoch:
+            # The store lost its history after it took the write: believe only what is there now.
+            held = self._view.get(name)
+            if held is None or held.incarnation != stored.row.incarnation:
+                raise _unconfirmed()
+        shown = compose(
+            document,
+            stored.row,
+            stored.admin,
+            suspect=stored.suspect,
+            expires_at=moment(stored.expires_at_ms),
+        )
+        return Written(name.partition(":")[2], stored.outcome, stored.row.revision, shown)
+
+    async def _confirm(self, revision: Revision) -> None:
+        try:
+            async with asyncio.timeout(CONFIRM.total_seconds()):
+                await self._follower.reached(revision)
+        except TimeoutError:
+            raise _unconfirmed() from None
+
+    async def _catch_up(self) -> None:
+        """Waits until the view holds what the store holds now."""
+        try:
+            async with asyncio.timeout(CONFIRM.total_seconds()):
+                await self._follower.catch_up()
+        except TimeoutError:
+            raise _unconfirmed() from None
+
+
+def _admin_json(state: AdminState, reason: str | None, actor: str, until: datetime | None) -> bytes:
+    shown = {"state": state.value}
+    if reason is not None:
+        shown["reason"] = reason
+    shown["by"] = actor
+    if until is not None:
+        shown["until"] = rfc3339(until)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _refused_renewal(
+    service: str, instance_id: str, outcome: Refused
+) -> InstanceUnknown | Superseded:
+    if outcome.why == "superseded":
+        return _superseded(service, instance_id, outcome.detail)
+    return InstanceUnknown(
+        f"{service}/{instance_id} holds no lease here; register again with "
+        f"PUT /services/{service}/instances/{instance_id}"
+    )
+
+
+def _superseded(service: str, instance_id: str, current: str) -> Superseded:
+    return Superseded(
+        f"another incarnation of {service}/{instance_id} has registered since; register again if "
+        "this one is to replace it",
+        members={"incarnation": current},
+    )
+
+
+def _precondition(expected: str) -> PreconditionFailed:
+    if expected == "absent":
+        return PreconditionFailed(
+            "the instance exists, and If-None-Match: * asked that it does not"
+        )
+    return PreconditionFailed(
+        f"the instance is no longer at revision {expected}; read it again and repeat the change"
+    )
+
+
+def _unconfirmed() -> StorageUnavailable:
+    return StorageUnavailable(
+        "the store took the write, but this node cannot see it there yet; repeat it, that is safe"
+    )

@@ -1,0 +1,60 @@
+"""Heartbeats, many in one call to the store, by natural batching.
+
+While one call is under way the next batch gathers: no timer, no added wait, and the more there are the
+cheaper each becomes. Every answer is given only after the store has renewed the lease.
+"""
+
+import asyncio
+from typing import Final
+
+from registryd.metrics import Metrics
+from registryd.registry.store import Refused, RegistryStore, Renewal, Renewed
+
+MAX_BATCH: Final = 200
+"""Beyond this a renewal gets no cheaper, and the store is held up longer (1.5 ms at 100, 13 at 1 000)."""
+
+
+Outcome = Renewed | Refused
+Waiting = tuple[Renewal, asyncio.Future[Outcome]]
+
+
+class RenewalQueue:
+    def __init__(self, store: RegistryStore, metrics: Metrics) -> None:
+        self._store = store
+        self._batch_size = metrics.renewal_batch_size
+        self._pending: list[Waiting] = []
+        self._under_way: list[Waiting] = []
+        self._call: asyncio.Task[list[Outcome]] | None = None
+
+    def renew(self, renewal: Renewal) -> asyncio.Future[Outcome]:
+        """The outcome of one renewal. The future raises StorageUnavailable if the store does."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._pending.append((renewal, future))
+        if self._call is None:
+            self._start()
+        return future
+
+    def _start(self) -> None:
+        self._call = asyncio.create_task(self._send(), name="renewals")
+        self._call.add_done_callback(self._settle)
+
+    async def _send(self) -> list[Outcome]:
+        # Taken here, a turn of the loop after the first arrived: its neighbours travel along.
+        self._under_way, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+        self._batch_size.observe(len(self._under_way))
+        return await self._store.renew([renewal for renewal, _ in self._under_way])
+
+    def _settle(self, call: asyncio.Task[list[Outcome]]) -> None:
+        batch, self._under_way, self._call = self._under_way, [], None
+        error = None if call.cancelled() else call.exception()
+        for position, (_, future) in enumerate(batch):
+            if future.done():
+                continue
+            if call.cancelled():
+                future.cancel()
+            elif error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(call.result()[position])
+        if self._pending:
+            self._start()

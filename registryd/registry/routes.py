@@ -1,0 +1,865 @@
+"""The HTTP face of services and instances: one row of the table a call, one function each."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import quote
+
+from registryd.errors import (
+    FieldError,
+    InstanceUnknown,
+    Invalid,
+    Malformed,
+    NotFound,
+    PreconditionFailed,
+)
+from registryd.feed.revision import Revision
+from registryd.kit.clock import Clock
+from registryd.registry.bodies import parse, parse_registration
+from registryd.registry.legacy import registration_of
+from registryd.registry.listing import array, service_object
+from registryd.registry.pick import Strategy, Wish, candidates, choose, why_none
+from registryd.registry.query import FILTERS, parse_filters
+from registryd.registry.reads import Reads, etag, known_parameters, parse_list
+from registryd.registry.reaper import Reaper
+from registryd.registry.registrar import Registrar, Written
+from registryd.registry.stats import capabilities, registry_stats
+from registryd.registry.types import (
+    INSTANCE_ID_RE,
+    NAME_RE,
+    CapabilityList,
+    Chosen,
+    CleanupResult,
+    Drain,
+    Heartbeat,
+    HeartbeatBatch,
+    HeartbeatResults,
+    InstanceShown,
+    Lease,
+    LegacyRegistered,
+    LegacyRegistration,
+    LegacyStatus,
+    Maintenance,
+    Registration,
+    ServiceList,
+    ServiceShown,
+    Stats,
+    identity,
+)
+from registryd.registry.view import EVERYTHING, Instance, View
+from registryd.web import codec
+from registryd.web.reply import Header, Reply
+from registryd.web.request import Request
+from registryd.web.routing import Answer, Param, Permission, Route
+
+NAME: Final = {"name": NAME_RE}
+INSTANCE: Final = {"name": NAME_RE, "id": INSTANCE_ID_RE}
+JSON_OR_PATCH: Final = ("application/json", "application/merge-patch+json")
+
+MAX_DRAIN_SECONDS: Final = 86_400
+
+
+class ServiceRoutes:
+    def __init__(
+        self,
+        view: View,
+        reads: Reads,
+        registrar: Registrar,
+        reaper: Reaper,
+        clock: Clock,
+        dice: random.Random,
+    ) -> None:
+        self._view = view
+        self._reads = reads
+        self._registrar = registrar
+        self._reaper = reaper
+        self._clock = clock
+        self._dice = dice
+        self._turns: Counter[str] = Counter()
+
+    # --- writing
+
+    async def register(self, request: Request) -> Reply:
+        registration = parse_registration(await request.json())
+        return self._registered(await self._registrar.register(registration), registration)
+
+    async def put_instance(self, request: Request) -> Reply:
+        name, instance_id = request.params["name"], request.params["id"]
+        registration = parse_registration(
+            await request.json(), service=name, instance_id=instance_id
+        )
+        written = await self._registrar.register(registration, expected=_expected(request))
+        return self._registered(written, registration)
+
+    def _registered(self, written: Written, registration: Registration) -> Reply:
+        if written.outcome != "registered":
+            return self._wrote(written)
+        name, instance_id = quote(registration.name), quote(written.instance_id, safe="")
+        location = f"/api/v1/registry/services/{name}/instances/{instance_id}"
+        return self._wrote(written, 201, [("Location", location)])
+
+    def _wrote(self, written: Written, status: int = 200, headers: Sequence[Header] = ()) -> Reply:
+        revision = [
+            ("X-Registry-Revision", str(self._view.revision)),
+            ("ETag", etag(written.revision)),
+        ]
+        return Reply(status, written.document, headers=[*revision, *headers])
+
+    async def patch_instance(self, request: Request) -> Reply:
+        body = await request.json()
+        written = await self._registrar.patch(
+            request.params["name"],
+            request.params["id"],
+            _object(body),
+            expected=_expected(request),
+        )
+        return self._wrote(written)
+
+    async def put_service(self, request: Request) -> Reply:
+        body = _object(await request.json())
+        name = request.params["name"]
+        known_parameters(request, "instanceId")
+        instance_id = request.one("instanceId")
+        if instance_id is None:
+            given = body.get("instanceId", body.get("instance_id"))
+            instance_id = given if isinstance(given, str) else None
+        instance_id = self._registrar.the_only_instance(name, instance_id)
+        written = await self._registrar.patch(name, instance_id, body, expected=_expected(request))
+        return self._wrote(written)
+
+    async def delete_instance(self, request: Request) -> Reply:
+        name, instance_id = request.params["name"], request.params["id"]
+        parameters = known_parameters(request, "drainSeconds", "incarnation")
+        if text := parameters.get("drainSeconds"):
+            self._must_exist(name, [instance_id])
+            return self._wrote(await self._drain(request, name, instance_id, _seconds(text)), 202)
+        revision = await self._registrar.deregister(
+            name,
+            [instance_id],
+            incarnation=parameters.get("incarnation", ""),
+            expected=_expected(request),
+        )
+        if revision is None:
+            raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
+        return self._gone()
+
+    async def delete_service(self, request: Request) -> Reply:
+        name = request.params["name"]
+        parameters = known_parameters(request, "drainSeconds")
+        members = [member.instance_id for member in self._members(name)]
+        if text := parameters.get("drainSeconds"):
+            seconds = _seconds(text)
+            for instance_id in members:
+                await self._drain(request, name, instance_id, seconds)
+            return Reply(202, service_object(self._members(name)), headers=self._reads.headers())
+        if await self._registrar.deregister(name, members) is None:
+            raise _no_service(name)
+        return self._gone()
+
+    def _gone(self) -> Reply:
+        return Reply(204, headers=[("X-Registry-Revision", str(self._view.revision))])
+
+    def _must_exist(self, name: str, instance_ids: Sequence[str]) -> None:
+        for instance_id in instance_ids:
+            if self._view.get(identity(name, instance_id)) is None:
+                raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
+
+    async def maintain_instance(self, request: Request) -> Reply:
+        wish = parse(Maintenance, await request.json())
+        name, instance_id = request.params["name"], request.params["id"]
+        self._must_exist(name, [instance_id])
+        return self._wrote(
+            await self._registrar.maintain(
+                name, instance_id, wish, actor=request.actor, now=self._clock.now()
+            )
+        )
+
+    async def maintain_service(self, request: Request) -> Reply:
+        wish = parse(Maintenance, await request.json())
+        name = request.params["name"]
+        for member in self._members(name):
+            await self._registrar.maintain(
+                name, member.instance_id, wish, actor=request.actor, now=self._clock.now()
+            )
+        return Reply(200, service_object(self._members(name)), headers=self._reads.headers())
+
+    async def drain_instance(self, request: Request) -> Reply:
+        body = await request.optional_json()
+        wish = Drain() if body is None else parse(Drain, body)
+        name, instance_id = request.params["name"], request.params["id"]
+        self._must_exist(name, [instance_id])
+        return self._wrote(await self._drain(request, name, instance_id, wish.seconds))
+
+    async def _drain(self, request: Request, name: str, instance_id: str, seconds: int) -> Written:
+        return await self._registrar.drain(
+            name, instance_id, seconds, actor=request.actor, now=self._clock.now()
+        )
+
+    # --- renewing
+
+    async def heartbeat(self, request: Request) -> Reply:
+        name, instance_id = request.params["name"], request.params["id"]
+        heartbeat = None
+        if request.raw.can_read_body:
+            heartbeat = _heartbeat(await request.optional_json())
+            given = heartbeat.instance_id if heartbeat else None
+            if given is not None and given != instance_id:
+                raise Invalid(
+                    "instanceId differs from the path",
+                    errors=[FieldError("/instanceId", "is another than in the path")],
+                )
+        return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
+
+    async def heartbeat_service(self, request: Request) -> Reply:
+        name = request.params["name"]
+        heartbeat = _heartbeat(await request.optional_json())
+        known_parameters(request, "instanceId")
+        wanted = request.one("instanceId") or (heartbeat.instance_id if heartbeat else None)
+        if wanted is not None and not INSTANCE_ID_RE.fullmatch(wanted):
+            raise Malformed(f"instanceId: {wanted[:60]!r} cannot be the id of any instance")
+        try:
+            instance_id = self._registrar.the_only_instance(name, wanted)
+        except NotFound:
+            if wanted is None:
+                raise InstanceUnknown(
+                    f"{name} holds no lease here; register again with POST /services"
+                ) from None
+            instance_id = wanted
+        return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
+
+    async def heartbeat_batch(self, request: Request) -> Reply:
+        batch = parse(HeartbeatBatch, await request.json())
+        words = await self._registrar.renew_many(batch.heartbeats)
+        return Reply(200, codec.dumps({"results": words}))
+
+    # --- reading
+
+    async def list_services(self, request: Request) -> Reply:
+        return await self._reads.list(request, parse_list(request))
+
+    async def get_service(self, request: Request) -> Reply:
+        name = request.params["name"]
+        parameters = known_parameters(request, "view")
+        shape = parameters.get("view") or "service"
+        if shape not in {"service", "instances"}:
+            raise Malformed(f"view: expected service or instances, found {shape[:40]!r}")
+        if reply := await self._read_of(request, name):
+            return reply
+        members = self._members(name)
+        body = array(members) if shape == "instances" else service_object(members)
+        return Reply(200, body, headers=self._reads.headers())
+
+    async def list_instances(self, request: Request) -> Reply:
+        name = request.params["name"]
+        known_parameters(request)
+        if reply := await self._read_of(request, name):
+            return reply
+        return Reply(200, array(self._members(name)), headers=self._reads.headers())
+
+    async def discover(self, request: Request) -> Reply:
+        name = request.params["name"]
+        known_parameters(request)
+        if reply := await self._read_of(request, name):
+            return reply
+        members = [m for m in self._view.of_service(name) if not m.draining]
+        members.sort(key=lambda instance: instance.rank)
+        return Reply(200, array(members), headers=self._reads.headers())
+
+    async def get_instance(self, request: Request) -> Reply:
+        name, instance_id = request.params["name"], request.params["id"]
+        known_parameters(request)
+        await self._reads.fresh(request)
+        held = self._view.get(identity(name, instance_id))
+        if held is None:
+            raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
+        headers = self._reads.headers(held.revision)
+        if etag(held.revision) in (request.headers.get("If-None-Match") or ""):
+            return Reply(304, headers=headers)
+        return Reply(200, held.fragment, headers=headers)
+
+    async def _read_of(self, request: Request, name: str) -> Reply | None:
+        """Waits as asked, and answers 304 if the caller's copy of this service still holds."""
+        await self._reads.fresh(request)
+        groups = ((f"service:{name}",),)
+        extra = await self._reads.changed(request, groups)
+        reply = self._reads.unchanged(request, groups)
+        return reply.with_headers(extra) if reply else None
+
+    def _members(self, name: str) -> list[Instance]:
+        members = self._view.of_service(name)
+        if not members:
+            raise _no_service(name)
+        return members
+
+    async def url(self, request: Request) -> Reply:
+        name = request.params["name"]
+        parameters = dict(known_parameters(request, *FILTERS, *_PICK))
+        wish = _wish(parameters)
+        filters = parse_filters(
+            {k: v for k, v in parameters.items() if k in FILTERS and k != "zone"}
+        )
+        await self._reads.fresh(request)
+        members = self._view.of_service(name)
+        if not members:
+            raise NotFound(
+                f"no service {name!r} is registered",
+                members={"registered": 0, "healthy": 0, "reasons": {}},
+            )
+        matching = (
+            set(filters.select(self._view)) if any(k in FILTERS for k in parameters) else None
+        )
+        eligible = [m for m in members if matching is None or m in matching]
+        able = candidates(eligible, wish)
+        if not able:
+            raise _none_offered(name, members, eligible, wish)
+        turn = self._turns[name]
+        self._turns[name] = turn + 1
+        return Reply(
+            200,
+            codec.dumps(_chosen(choose(able, wish, dice=self._dice, turn=turn))),
+            headers=[
+                ("X-Registry-Revision", str(self._view.revision)),
+                ("Cache-Control", "max-age=0, must-revalidate"),
+            ],
+        )
+
+    async def stats(self, request: Request) -> Reply:
+        known_parameters(request)
+        await self._reads.fresh(request)
+        if reply := self._reads.unchanged(request, ((EVERYTHING,),)):
+            return reply
+        return _shown(registry_stats(self._view), self._reads.headers())
+
+    async def capabilities(self, request: Request) -> Reply:
+        parameters = known_parameters(request, "limit", "cursor")
+        await self._reads.fresh(request)
+        if reply := self._reads.unchanged(request, ((EVERYTHING,),)):
+            return reply
+        found = capabilities(self._view)
+        after, limit = parameters.get("cursor", ""), _limit(parameters.get("limit"))
+        rest = [one for one in found if one.name > after]
+        answer = CapabilityList(
+            capabilities=rest[:limit],
+            total=len(found),
+            next=rest[limit - 1].name if len(rest) > limit else None,
+        )
+        return _shown(answer, self._reads.headers())
+
+    # --- upkeep
+
+    async def cleanup(self, request: Request) -> Reply:
+        parameters = known_parameters(request, "force")
+        force = parameters.get("force", "false")
+        if force not in {"true", "false", "1", "0", ""}:
+            raise Malformed(f"force: expected true or false, found {force[:40]!r}")
+        removed = await self._reaper.sweep(force=force in {"true", "1"})
+        return _shown(CleanupResult(removed=removed))
+
+    # --- the microservice clients' contract
+
+    async def legacy_register(self, request: Request) -> Reply:
+        body = parse(LegacyRegistration, await request.json())
+        written = await self._registrar.register(registration_of(body), exclusive=True)
+        return _shown(LegacyRegistered(instance_id=written.instance_id), status=201)
+
+    async def legacy_deregister(self, request: Request) -> Reply:
+        name, instance_id = request.one("service_name"), request.one("instance_id")
+        if not name or not instance_id:
+            raise Malformed("service_name and instance_id have to be given in the query")
+        if NAME_RE.fullmatch(name) and INSTANCE_ID_RE.fullmatch(instance_id):
+            await self._registrar.deregister(name, [instance_id])
+        return _shown(LegacyStatus(status="ok"))
+
+    # --- the table
+
+    def table(self) -> list[Route]:
+        reader, writer, admin = Permission.READER, Permission.WRITER, Permission.ADMIN
+        instance = {200: Answer("The instance", InstanceShown)}
+        registered = {
+            200: Answer("Renewed or updated", InstanceShown),
+            201: Answer("Registered", InstanceShown),
+        }
+        lease = {200: Answer("The lease", Lease)}
+        array_of_instances = {200: Answer("The instances, as a bare array"), 304: _NOT_MODIFIED}
+        fresh = (*_FRESH_PARAMS,)
+        return [
+            Route(
+                method="POST",
+                path="/services",
+                handler=self.register,
+                permission=writer,
+                operation_id="registerInstance",
+                summary="Register an instance, or renew it",
+                description="An identical body renews the lease and changes nothing else.",
+                tag="services",
+                body=Registration,
+                answers=registered,
+                problems=(409, 413, 415, 422),
+            ),
+            Route(
+                method="GET",
+                path="/services",
+                handler=self.list_services,
+                permission=reader,
+                operation_id="listServices",
+                summary="Discover services or instances",
+                tag="services",
+                query=(*_FILTER_PARAMS, *_PAGE_PARAMS, *fresh, *_WAIT_PARAMS),
+                answers={200: Answer("What matches", ServiceList), 304: _NOT_MODIFIED},
+                problems=(412,),
+            ),
+            Route(
+                method="GET",
+                path="/services/{name}",
+                handler=self.get_service,
+                permission=reader,
+                operation_id="getService",
+                summary="A service with its instances",
+                tag="services",
+                segments=NAME,
+                query=(
+                    Param(
+                        "view",
+                        "`instances` for the bare array",
+                        {"type": "string", "enum": ["service", "instances"]},
+                    ),
+                    *fresh,
+                    *_WAIT_PARAMS,
+                ),
+                answers={200: Answer("The service, or its instances"), 304: _NOT_MODIFIED},
+                problems=(404, 412),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}",
+                handler=self.put_service,
+                permission=writer,
+                operation_id="updateService",
+                summary="Merge into the only instance of a service",
+                tag="services",
+                segments=NAME,
+                query=(_INSTANCE_ID_PARAM,),
+                body_media=JSON_OR_PATCH,
+                answers=instance,
+                problems=(404, 409, 412, 413, 415, 422),
+            ),
+            Route(
+                method="DELETE",
+                path="/services/{name}",
+                handler=self.delete_service,
+                permission=writer,
+                operation_id="deleteService",
+                summary="Unregister all instances of a service",
+                tag="services",
+                segments=NAME,
+                query=(_DRAIN_PARAM,),
+                answers={204: Answer("Gone"), 202: Answer("Draining", ServiceShown)},
+                problems=(404, 409),
+            ),
+            Route(
+                method="GET",
+                path="/services/{name}/instances",
+                handler=self.list_instances,
+                permission=reader,
+                operation_id="listInstances",
+                summary="The instances of a service",
+                tag="services",
+                segments=NAME,
+                query=(*fresh, *_WAIT_PARAMS),
+                answers=array_of_instances,
+                problems=(404, 412),
+            ),
+            Route(
+                method="GET",
+                path="/services/{name}/instances/{id}",
+                handler=self.get_instance,
+                permission=reader,
+                operation_id="getInstance",
+                summary="One instance",
+                tag="services",
+                segments=INSTANCE,
+                query=fresh,
+                answers={200: Answer("The instance", InstanceShown), 304: _NOT_MODIFIED},
+                problems=(404, 412),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/instances/{id}",
+                handler=self.put_instance,
+                permission=writer,
+                operation_id="putInstance",
+                summary="Register or renew one instance by its id",
+                tag="services",
+                segments=INSTANCE,
+                body=Registration,
+                answers=registered,
+                problems=(409, 412, 413, 415, 422),
+            ),
+            Route(
+                method="PATCH",
+                path="/services/{name}/instances/{id}",
+                handler=self.patch_instance,
+                permission=writer,
+                operation_id="patchInstance",
+                summary="Change an instance in place (JSON merge patch)",
+                tag="services",
+                segments=INSTANCE,
+                body_media=JSON_OR_PATCH,
+                answers=instance,
+                problems=(404, 409, 412, 413, 415, 422),
+            ),
+            Route(
+                method="DELETE",
+                path="/services/{name}/instances/{id}",
+                handler=self.delete_instance,
+                permission=writer,
+                operation_id="deleteInstance",
+                summary="Unregister one instance",
+                tag="services",
+                segments=INSTANCE,
+                query=(
+                    _DRAIN_PARAM,
+                    Param("incarnation", "Only this incarnation; a newer one stays (409)"),
+                ),
+                answers={204: Answer("Gone"), 202: Answer("Draining", InstanceShown)},
+                problems=(404, 409, 412),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/heartbeat",
+                handler=self.heartbeat_service,
+                permission=writer,
+                operation_id="heartbeatService",
+                summary="Renew the lease of the only instance",
+                tag="leases",
+                segments=NAME,
+                query=(_INSTANCE_ID_PARAM,),
+                body=Heartbeat,
+                body_required=False,
+                answers=lease,
+                problems=(404, 409, 413, 415, 422),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/instances/{id}/heartbeat",
+                handler=self.heartbeat,
+                permission=writer,
+                operation_id="heartbeat",
+                summary="Renew the lease of an instance",
+                tag="leases",
+                segments=INSTANCE,
+                body=Heartbeat,
+                body_required=False,
+                answers=lease,
+                problems=(404, 409, 413, 415, 422),
+            ),
+            Route(
+                method="PUT",
+                path="/heartbeats",
+                handler=self.heartbeat_batch,
+                permission=writer,
+                operation_id="heartbeatBatch",
+                summary="Renew many leases in one call",
+                tag="leases",
+                body=HeartbeatBatch,
+                answers={200: Answer("An outcome for each, in order", HeartbeatResults)},
+                problems=(413, 415, 422),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/maintenance",
+                handler=self.maintain_service,
+                permission=writer,
+                operation_id="maintainService",
+                summary="Put all instances of a service into maintenance, or take them out",
+                tag="administration",
+                segments=NAME,
+                body=Maintenance,
+                answers={200: Answer("The service", ServiceShown)},
+                problems=(404, 409, 413, 415, 422),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/instances/{id}/maintenance",
+                handler=self.maintain_instance,
+                permission=writer,
+                operation_id="maintainInstance",
+                summary="Put an instance into maintenance, or take it out",
+                tag="administration",
+                segments=INSTANCE,
+                body=Maintenance,
+                answers=instance,
+                problems=(404, 409, 413, 415, 422),
+            ),
+            Route(
+                method="PUT",
+                path="/services/{name}/instances/{id}/drain",
+                handler=self.drain_instance,
+                permission=writer,
+                operation_id="drainInstance",
+                summary="Take an instance out of every choice, then unregister it",
+                tag="administration",
+                segments=INSTANCE,
+                body=Drain,
+                body_required=False,
+                answers=instance,
+                problems=(404, 409, 413, 415, 422),
+            ),
+            Route(
+                method="GET",
+                path="/services/{name}/url",
+                handler=self.url,
+                permission=reader,
+                operation_id="pickUrl",
+                summary="The URL of one chosen instance",
+                tag="services",
+                segments=NAME,
+                query=(*_PICK_PARAMS, *_FILTER_PARAMS, *fresh),
+                answers={200: Answer("The chosen instance", Chosen)},
+                problems=(404, 412),
+            ),
+            Route(
+                method="GET",
+                path="/discover/{name}",
+                handler=self.discover,
+                permission=reader,
+                operation_id="discover",
+                summary="Live instances, healthy first",
+                tag="services",
+                segments=NAME,
+                query=(*fresh, *_WAIT_PARAMS),
+                answers=array_of_instances,
+                problems=(412,),
+            ),
+            Route(
+                method="GET",
+                path="/stats",
+                handler=self.stats,
+                permission=reader,
+                operation_id="getStats",
+                summary="Figures over the whole registry",
+                tag="registry",
+                query=fresh,
+                answers={200: Answer("The figures", Stats), 304: _NOT_MODIFIED},
+                problems=(412,),
+            ),
+            Route(
+                method="GET",
+                path="/capabilities",
+                handler=self.capabilities,
+                permission=reader,
+                operation_id="listCapabilities",
+                summary="The capabilities there are",
+                tag="registry",
+                query=(*_PAGE_PARAMS[1:3], *fresh),
+                answers={200: Answer("By name", CapabilityList), 304: _NOT_MODIFIED},
+                problems=(412,),
+            ),
+            Route(
+                method="POST",
+                path="/cleanup",
+                handler=self.cleanup,
+                permission=admin,
+                operation_id="cleanup",
+                summary="Expire what is due now",
+                description="With `force` the expiry guard lets go of what it holds.",
+                tag="registry",
+                query=(Param("force", "Release the expiry guard", {"type": "boolean"}),),
+                answers={200: Answer("How many went", CleanupResult)},
+            ),
+            Route(
+                method="POST",
+                path="/register",
+                handler=self.legacy_register,
+                permission=writer,
+                operation_id="register",
+                summary="Register, as the microservice clients do",
+                tag="microservice clients",
+                body=LegacyRegistration,
+                answers={201: Answer("Registered", LegacyRegistered)},
+                problems=(409, 413, 415, 422),
+            ),
+            Route(
+                method="POST",
+                path="/deregister",
+                handler=self.legacy_deregister,
+                permission=writer,
+                operation_id="deregister",
+                summary="Deregister, as the microservice clients do; unknown ones are fine too",
+                tag="microservice clients",
+                query=(Param("service_name", "The service"), Param("instance_id", "The instance")),
+                answers={200: Answer("Gone", LegacyStatus)},
+            ),
+        ]
+
+
+_PICK: Final = ("strategy", "key", "exclude")
+_NOT_MODIFIED: Final = Answer("The caller's copy still holds")
+
+_INSTANCE_ID_PARAM: Final = Param("instanceId", "Which instance, when there are several")
+_DRAIN_PARAM: Final = Param(
+    "drainSeconds",
+    "Drain that long first",
+    {"type": "integer", "minimum": 0, "maximum": MAX_DRAIN_SECONDS},
+)
+_FILTER_PARAMS: Final = (
+    Param("name", "RE2, anywhere in the name, any case", example="^ai-"),
+    Param("capability", "Any of these, with ranges: `chat@>=2;<3,embeddings`", example="chat"),
+    Param("capabilitiesAll", "All of these"),
+    Param("minVersion", "Of the capabilities named: this or newer, same major"),
+    Param("tags", "Any of these", example="ai,nlp"),
+    Param("tagsAll", "All of these"),
+    Param("health", "Any of these statuses", example="healthy"),
+    Param("version", "Exact or a range", example="^2.1"),
+    Param("environment", "Any of these; prod, dev and stage are known", example="production"),
+    Param("zone", "Any of these"),
+    Param("model", "Any of these models"),
+    Param("dependsOn", "Depends on any of these services"),
+    Param(
+        "filter",
+        "A boolean expression over the fields",
+        example='metadata.owner == "nlp" and weight != 0',
+    ),
+)
+_PAGE_PARAMS: Final = (
+    Param(
+        "view",
+        "List services, or instances",
+        {"type": "string", "enum": ["services", "instances"]},
+    ),
+    Param(
+        "limit",
+        "How many (default 100)",
+        {"type": "integer", "minimum": 1, "maximum": 10_000},
+    ),
+    Param("cursor", "Where the page before ended: its `next`"),
+    Param("sort", "name, registeredAt, updatedAt, health or version; - in front turns it round"),
+    Param("fields", "Only these fields of each"),
+)
+_FRESH_PARAMS: Final = (
+    Param("minRevision", "Wait (2 s at most) until this node holds that revision"),
+    Param(
+        "consistency",
+        "`strong` asks the store for its revision first",
+        {"type": "string", "enum": ["default", "strong"]},
+    ),
+    Param(
+        "maxStaleMs",
+        "Refuse (503) when the store has been away for longer",
+        {"type": "integer", "minimum": 0},
+    ),
+)
+_WAIT_PARAMS: Final = (
+    Param("since", "With `wait`: answer when the result may have changed since this revision"),
+    Param("wait", "How long at most, such as 30s; up to 5m"),
+)
+_PICK_PARAMS: Final = (
+    Param(
+        "strategy", "How to choose", {"type": "string", "enum": [word.value for word in Strategy]}
+    ),
+    Param("key", "What a consistent choice is made for"),
+    Param("exclude", "Not these instances"),
+)
+
+
+def _no_service(name: str) -> NotFound:
+    return NotFound(f"no service {name!r} is registered")
+
+
+def _none_offered(
+    name: str, members: Sequence[Instance], eligible: Sequence[Instance], wish: Wish
+) -> NotFound:
+    counts = why_none(eligible, wish)
+    reasons = dict(counts["reasons"])  # type: ignore[call-overload]  # built just there, as a dict
+    if left_out := len(members) - len(eligible):
+        reasons["filtered"] = left_out
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return NotFound(
+        f"no instance of {name} can be offered: of {len(members)} registered {said}",
+        members={**counts, "registered": len(members), "reasons": reasons},
+    )
+
+
+def _chosen(instance: Instance) -> dict[str, object]:
+    fields = json.loads(instance.document)
+    chosen = {
+        "url": fields["endpoint"],
+        "service": instance.service,
+        "instanceId": instance.instance_id,
+        "health": instance.health.value,
+    }
+    for name in ("version", "zone"):
+        if name in fields:
+            chosen[name] = fields[name]
+    return chosen
+
+
+def _wish(parameters: dict[str, str]) -> Wish:
+    strategy = parameters.get("strategy") or Strategy.WEIGHTED
+    if strategy not in {word.value for word in Strategy}:
+        raise Malformed(f"strategy: expected one of {', '.join(Strategy)}, found {strategy[:40]!r}")
+    key = parameters.get("key", "")
+    if strategy == Strategy.CONSISTENT and not key:
+        raise Malformed("key: strategy=consistent needs one, such as a user or session id")
+    excluded = frozenset(part.strip() for part in parameters.get("exclude", "").split(","))
+    return Wish(Strategy(strategy), key, parameters.get("zone") or None, excluded)
+
+
+def _expected(request: Request) -> str:
+    """What If-Match or If-None-Match ask of the instance, as the store takes it."""
+    if request.headers.get("If-None-Match") == "*":
+        return "absent"
+    condition = request.headers.get("If-Match")
+    if condition is None or condition.strip() == "*":
+        return ""
+    token = condition.strip().removeprefix("W/").strip('"')
+    epoch, dash, rev = token.partition("-")
+    if not (dash and epoch.isascii() and rev.isascii() and epoch.isdigit() and rev.isdigit()):
+        raise PreconditionFailed(
+            "If-Match: not an ETag that this registry gave; read the instance and send its ETag"
+        )
+    return str(Revision(int(epoch), int(rev))) if len(token) <= 40 else token
+
+
+def _object(body: object) -> dict[str, object]:
+    if not isinstance(body, dict):
+        raise Invalid("expected a JSON object", errors=[FieldError("", "expected an object")])
+    return body
+
+
+def _heartbeat(body: object) -> Heartbeat | None:
+    return None if body is None else parse(Heartbeat, body)
+
+
+def _renewed(lease: Lease) -> Reply:
+    # Written out: this is the hottest answer of all.
+    return Reply(
+        200,
+        b'{"ttlSeconds":%d,"expiresAt":"%b","renewIntervalSeconds":%d}'
+        % (lease.ttl_seconds, lease.expires_at.encode(), lease.renew_interval_seconds),
+    )
+
+
+def _seconds(text: str) -> int:
+    if not (
+        text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= MAX_DRAIN_SECONDS
+    ):
+        raise Malformed(
+            f"drainSeconds: expected a number from 0 to {MAX_DRAIN_SECONDS}, found {text[:40]!r}"
+        )
+    return int(text)
+
+
+def _limit(text: str | None) -> int:
+    if not text:
+        return 100
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 10_000):
+        raise Malformed(f"limit: expected a number from 1 to 10000, found {text[:40]!r}")
+    return int(text)
+
+
+def _shown(answer: object, headers: Sequence[Header] = (), *, status: int = 200) -> Reply:
+    body = answer.model_dump_json(by_alias=True)  # type: ignore[attr-defined]
+    return Reply(status, body.encode(), headers=list(headers))

@@ -1,0 +1,434 @@
+"""Every change and every bulk read of the registry's part of the store: one method a script.
+
+The scripts decide; this module gives them typed arguments and reads typed answers. What each does, its
+KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise StorageUnavailable.
+"""
+
+import itertools
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Literal, NamedTuple
+
+from registryd.errors import StartupRefused
+from registryd.feed.revision import NOWHERE, Revision
+from registryd.registry.document import Admin, Row, terms_of
+from registryd.registry.types import HealthCheck, InstanceFields
+from registryd.storage.keys import Keys
+from registryd.storage.scripts import Argument, ScriptRunner
+
+SCHEMA: Final = "1"
+SWEEP_LIMIT: Final = 100
+"""Expiries in one script call: 100 take the store about 7 ms, 1 000 would hold others up for 60."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the store needs to schedule and count an instance's probes."""
+
+    interval_ms: int
+    rise: int
+    fall: int
+
+    def encode(self) -> str:
+        return json.dumps({"interval": self.interval_ms, "rise": self.rise, "fall": self.fall})
+
+
+def check_of(fields: InstanceFields) -> Check | None:
+    """The check an instance is to have: its own, the default one, or none when it said null."""
+    if fields.health_check is None:
+        if "health_check" in fields.model_fields_set:
+            return None
+        fields_check = HealthCheck()
+    else:
+        fields_check = fields.health_check
+    return Check(
+        fields_check.interval_ms, fields_check.success_threshold, fields_check.failure_threshold
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An instance ready for the store."""
+
+    id: str
+    document: bytes
+    terms: Sequence[str]
+    ttl_ms: int
+    endpoint: str
+    check: Check | None
+
+    def arguments(self) -> tuple[Argument, Argument, Argument, Argument, Argument]:
+        """document, terms, ttl, check, endpoint"""
+        return (
+            self.document,
+            json.dumps(list(self.terms)),
+            self.ttl_ms,
+            self.check.encode() if self.check else "",
+            self.endpoint,
+        )
+
+
+def entry_of(identity: str, fields: InstanceFields, document: bytes, ttl_ms: int) -> Entry:
+    return Entry(identity, document, terms_of(fields), ttl_ms, fields.endpoint, check_of(fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An instance as a write left it."""
+
+    outcome: Literal["registered", "updated", "amended", "same"]
+    revision: Revision
+    expires_at_ms: int
+    row: Row
+    admin: Admin
+    suspect: bool
+
+
+class Refused(NamedTuple):
+    """Why a write did nothing: `mismatch` of the expected revision, `unknown` instance, an id `taken`
+    by a live instance elsewhere, or `superseded` by the incarnation in `detail`."""
+
+    why: Literal["mismatch", "unknown", "taken", "superseded"]
+    detail: str = ""
+
+
+class Renewal(NamedTuple):
+    """A heartbeat to send. `ttl_ms` is what the caller believes the lease to be, 0 if it does not know."""
+
+    id: str
+    incarnation: str
+    ttl_ms: int
+
+
+class Renewed(NamedTuple):
+    ttl_ms: int
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    revision: Revision
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When to hold a mass expiry: from `min_due` leases and this `fraction` of all ending together."""
+
+    min_due: int
+    fraction: float
+    max_hold: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    preserving: bool
+    due: int
+    jump_ms: int
+    instances: int
+    leases: int
+    revision: Revision
+    held: int
+    derived_errors: int
+    repair: bool
+    removed: list[str]
+
+
+class Claim(NamedTuple):
+    id: str
+    incarnation: str
+    token: str
+    interval_ms: int
+
+
+class SnapshotRow(NamedTuple):
+    id: str
+    row: bytes
+    document: bytes
+    admin: bytes
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPage:
+    cursor: int
+    revision: Revision
+    rows: list[SnapshotRow]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Figures that every script is told."""
+
+    clock_cap: timedelta = timedelta(milliseconds=600)
+    stream_length: int = 100_000
+
+
+class RegistryStore:
+    """One partition of the registry. `now_ms` replaces the store's clock; tests only."""
+
+    def __init__(
+        self, runner: ScriptRunner, keys: Keys, limits: StoreLimits, *, now_ms: int = 0
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._limits = limits
+        self._nonces = map(
+            "{}{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1)
+        )
+        self.now_ms = now_ms
+
+    def nonce(self) -> str:
+        """A name for one operation, unique among all daemons. It is also the default incarnation."""
+        return next(self._nonces)
+
+    async def _run(
+        self, script: str, *arguments: Argument, nonce: str | None = None
+    ) -> list[bytes]:
+        reply: list[bytes] = await self._runner.run(
+            script,
+            (
+                self._keys.prefix,
+                self._keys.tag,
+                self.now_ms,
+                int(self._limits.clock_cap.total_seconds() * 1000),
+                self._limits.stream_length,
+                nonce or self.nonce(),
+                *arguments,
+            ),
+        )
+        return reply
+
+    async def set_up(self, deployment: str | None) -> str:
+        """Claims an empty store, or checks that it is ours; answers with the deployment's id.
+
+        Raises StartupRefused for another schema, deployment or number of partitions.
+        """
+        partitions = "1"
+        schema, found, parts = (
+            value.decode()
+            for value in await self._run(
+                "setup", SCHEMA, deployment or secrets.token_hex(4), partitions
+            )
+        )
+        if schema != SCHEMA:
+            raise StartupRefused(
+                f"the store under prefix {self._keys.prefix!r} has schema {schema}, this registryd speaks "
+                f"{SCHEMA}: run the version that made it, or choose another redis.keyPrefix"
+            )
+        if deployment is not None and found != deployment:
+            raise StartupRefused(
+                f"the store under prefix {self._keys.prefix!r} belongs to deployment {found!r}, not "
+                f"{deployment!r}: correct redis.url, redis.deployment or redis.keyPrefix"
+            )
+        if parts != partitions:
+            raise StartupRefused(
+                f"the store under prefix {self._keys.prefix!r} has {parts} partitions, not {partitions}: "
+                "their number is fixed when a store is first used"
+            )
+        return found
+
+    async def register(
+        self,
+        entry: Entry,
+        *,
+        incarnation: str = "",
+        claim: str = "",
+        expected: str = "",
+        exclusive: bool = False,
+        nonce: str | None = None,
+    ) -> Stored | Refused:
+        document, terms, ttl, check, endpoint = entry.arguments()
+        return _stored(
+            await self._run(
+                "register",
+                entry.id,
+                incarnation,
+                ttl,
+                document,
+                terms,
+                check,
+                claim,
+                expected,
+                endpoint,
+                "exclusive" if exclusive else "",
+                nonce=nonce,
+            )
+        )
+
+    async def amend(
+        self,
+        identity: str,
+        *,
+        reason: str,
+        expected: str = "",
+        entry: Entry | None = None,
+        health: str = "",
+        admin: bytes | Literal["", "none"] = "",
+        admin_end_ms: int | None = None,
+        drain: timedelta | None = None,
+        nonce: str | None = None,
+    ) -> Stored | Refused:
+        document, terms, ttl, check, endpoint = entry.arguments() if entry else ("", "", "", "", "")
+        return _stored(
+            await self._run(
+                "amend",
+                identity,
+                expected,
+                reason,
+                document,
+                terms,
+                ttl,
+                check,
+                endpoint,
+                health,
+                admin,
+                "" if admin_end_ms is None else admin_end_ms,
+                "" if drain is None else int(drain.total_seconds() * 1000),
+                nonce=nonce,
+            )
+        )
+
+    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Refused]:
+        """Renews many leases in one call; answers in their order."""
+        arguments: list[Argument] = []
+        for renewal in renewals:
+            arguments += renewal
+        reply = await self._run("heartbeat", *arguments)
+        now = int(reply[0])
+        answers: list[Renewed | Refused] = [
+            Renewed(renewal.ttl_ms, now + renewal.ttl_ms) for renewal in renewals
+        ]
+        for position, kind, value in zip(*(iter(reply[1:]),) * 3, strict=True):
+            at = int(position) - 1
+            match kind:
+                case b"unknown":
+                    answers[at] = Refused("unknown")
+                case b"superseded":
+                    answers[at] = Refused("superseded", value.decode())
+                case b"ttl":
+                    answers[at] = Renewed(int(value), now + int(value))
+                case b"draining":
+                    answers[at] = Renewed(renewals[at].ttl_ms, int(value))
+                case _:
+                    raise ValueError(f"heartbeat.lua answered {kind!r}")
+        return answers
+
+    async def report_status(
+        self, identity: str, incarnation: str, status: str, extra: bytes = b""
+    ) -> Revision | None:
+        """Records a status that an instance reports; None when that changed nothing."""
+        reply = await self._run("report_status", identity, incarnation, status, extra)
+        return _revision(reply[1], reply[2]) if reply[0] == b"changed" else None
+
+    async def deregister(
+        self,
+        identities: Sequence[str],
+        *,
+        incarnation: str = "",
+        expected: str = "",
+        reason: str = "deregistered",
+        nonce: str | None = None,
+    ) -> Removed | Refused:
+        reply = await self._run(
+            "deregister", incarnation, expected, reason, *identities, nonce=nonce
+        )
+        if reply[0] == b"removed":
+            return Removed(_revision(reply[1], reply[2]), int(reply[3]))
+        return _refused(reply)
+
+    async def sweep(self, guard: Guard | None, *, force: bool = False) -> Swept:
+        reply = await self._run(
+            "sweep",
+            SWEEP_LIMIT,
+            guard.min_due if guard else 0,
+            repr(guard.fraction) if guard else 1,
+            int(guard.max_hold.total_seconds() * 1000) if guard else 0,
+            "force" if force else "",
+        )
+        state, due, jump, instances, leases, epoch, rev, held, errors, repair, *removed = reply
+        return Swept(
+            preserving=state == b"preserving",
+            due=int(due),
+            jump_ms=int(jump),
+            instances=int(instances),
+            leases=int(leases),
+            revision=_revision(epoch, rev),
+            held=int(held),
+            derived_errors=int(errors),
+            repair=repair == b"1",
+            removed=[identity.decode() for identity in removed],
+        )
+
+    async def snapshot(self, cursor: int, count: int) -> SnapshotPage:
+        reply = await self._run("snapshot", cursor, count)
+        return SnapshotPage(
+            int(reply[0]),
+            _revision(reply[1], reply[2]),
+            [
+                SnapshotRow(identity.decode(), row, document, admin, suspect == b"1")
+                for identity, row, document, admin, suspect in zip(
+                    *(iter(reply[3:]),) * 5, strict=True
+                )
+            ],
+        )
+
+    async def claim_checks(self, limit: int) -> list[Claim]:
+        reply = await self._run("claim_checks", limit)
+        return [
+            Claim(identity.decode(), incarnation.decode(), token.decode(), int(interval))
+            for identity, incarnation, token, interval in zip(*(iter(reply),) * 4, strict=True)
+        ]
+
+    async def report_check(
+        self, claim: Claim, status: str, extra: bytes = b"", *, nonce: str | None = None
+    ) -> str:
+        """Counts a finished probe: `counted`, `changed`, `stale` (the token was used or superseded) or
+        `gone` (so was the instance)."""
+        reply = await self._run("report_check", claim.id, claim.token, status, extra, nonce=nonce)
+        return reply[0].decode()
+
+    async def repair(self, cursor: int, count: int) -> tuple[int, int, int]:
+        """Rewrites missing derived data of one chunk: (next cursor, keys written, members added)."""
+        cursor_, keys, members = await self._run("repair", cursor, count)
+        return int(cursor_), int(keys), int(members)
+
+    async def audit(
+        self, what: Literal["index", "keys", "tombstones"], *arguments: Argument
+    ) -> int:
+        """Drops what the truth does not back; see lua/audit.lua. Answers with how much that was."""
+        return int((await self._run("audit", what, *arguments))[0])
+
+
+def _revision(epoch: bytes, rev: bytes | int) -> Revision:
+    return Revision(int(epoch), int(rev)) if int(epoch) else NOWHERE
+
+
+def _stored(reply: list[bytes]) -> Stored | Refused:
+    outcome = reply[0].decode()
+    match outcome:
+        case "registered" | "updated" | "amended" | "same":
+            return Stored(
+                outcome,
+                _revision(reply[1], reply[2]),
+                int(reply[3]),
+                Row.decode(reply[4]),
+                Admin.decode(reply[5]),
+                reply[6] == b"1",
+            )
+        case _:
+            return _refused(reply)
+
+
+def _refused(reply: list[bytes]) -> Refused:
+    why = reply[0].decode()
+    match why:
+        case "mismatch" | "unknown" | "taken":
+            return Refused(why)
+        case "superseded":
+            return Refused(why, reply[1].decode())
+        case _:
+            raise ValueError(f"a script answered {why!r}")

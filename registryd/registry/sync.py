@@ -1,0 +1,45 @@
+"""Keeps a view in step with the store: the snapshot it starts from, and the changes after it."""
+
+from registryd.feed.revision import Revision
+from registryd.feed.stream import Change
+from registryd.metrics import Metrics
+from registryd.registry.document import Admin, Row
+from registryd.registry.store import RegistryStore
+from registryd.registry.view import Contents, Instance, View
+
+
+class ViewSync:
+    """The feed's consumer for the registry."""
+
+    def __init__(self, store: RegistryStore, view: View, metrics: Metrics, *, chunk: int) -> None:
+        self._store = store
+        self._view = view
+        self._metrics = metrics
+        self._chunk = chunk
+
+    async def load(self) -> Revision:
+        """A fuzzy snapshot: chunks are read while writes go on, and the stream is followed from the
+        revision of the first. A row that a chunk gave twice counts in its newer version."""
+        contents = Contents()
+        start: Revision | None = None
+        cursor = 0
+        while True:
+            page = await self._store.snapshot(cursor, self._chunk)
+            if start is None:
+                start = page.revision
+            for identity, raw, document, admin, suspect in page.rows:
+                row = Row.decode(raw)
+                held = contents.by_id.get(identity)
+                if held is None or held.revision < row.revision:
+                    contents.put(
+                        Instance(identity, row, document, Admin.decode(admin), suspect=suspect)
+                    )
+            cursor = page.cursor
+            if cursor == 0:
+                break
+        self._view.replace(contents, start)
+        return start
+
+    def apply(self, change: Change) -> None:
+        self._view.apply(change)
+        self._metrics.events.labels(change.fields[b"type"].decode()).inc()

@@ -1,0 +1,281 @@
+"""The registry in memory: instances as ready JSON, inverted indexes, and when each term last changed.
+
+Filled by `sync.py` from a snapshot and the change stream; thrown away and built again at any time.
+Nothing here awaits, so no reader ever sees half a change.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from registryd.feed.revision import NOWHERE, Revision
+from registryd.feed.stream import Change
+from registryd.registry.document import Admin, Row, compose, effective_health
+from registryd.registry.types import PREFERENCE, AdminState, HealthStatus, split_identity
+
+EVERYTHING: Final = "*"
+"""The term that every change stamps."""
+
+_LIVE: Final = b'"state":"live"},"revision":"'
+_SUSPECT: Final = b'"state":"suspect"},"revision":"'
+
+FORGOTTEN_TERMS: Final = 50_000
+"""How many stamps of terms that no instance has any more are kept before the older are let go."""
+
+
+class Instance:
+    """One instance as the view holds it: its JSON, and what choosing and renewing need. Never changed."""
+
+    __slots__ = (
+        "admin",
+        "document_length",
+        "fragment",
+        "health",
+        "id",
+        "incarnation",
+        "instance_id",
+        "revision",
+        "service",
+        "suspect",
+        "terms",
+        "ttl_ms",
+        "weight",
+        "zone",
+    )
+
+    def __init__(
+        self, identity: str, row: Row, document: bytes, admin: Admin, *, suspect: bool
+    ) -> None:
+        fields: dict[str, Any] = json.loads(document)
+        service, instance_id = split_identity(identity)
+        self.id = identity
+        self.service = sys.intern(service)
+        self.instance_id = instance_id
+        self.fragment = compose(document, row, admin, suspect=suspect)
+        self.document_length = len(document)
+        self.revision = row.revision
+        self.health = effective_health(row, admin)
+        self.admin = admin.state
+        self.suspect = suspect
+        self.incarnation = row.incarnation
+        self.ttl_ms = row.ttl_ms
+        self.weight: int = fields["weight"]
+        self.zone: str | None = fields.get("zone")
+        self.terms = tuple(sys.intern(term) for term in _terms(service, row, self.health, fields))
+
+    @property
+    def document(self) -> bytes:
+        """The client's part, as it is stored."""
+        return self.fragment[: self.document_length - 1] + b"}"
+
+    @property
+    def capability_names(self) -> Iterator[str]:
+        for term in self.terms:
+            if term.startswith("capability:") and "@" not in term:
+                yield term.removeprefix("capability:")
+
+    @property
+    def draining(self) -> bool:
+        return self.admin is AdminState.DRAINING
+
+    @property
+    def rank(self) -> tuple[bool, int, bool]:
+        """Less is better: not draining, healthier, not suspect among equals."""
+        return (self.draining, PREFERENCE[self.health], self.suspect)
+
+    def held(self, at: Revision) -> "Instance":
+        """The same instance, marked at `at` as held by the expiry guard."""
+        other = object.__new__(Instance)
+        for name in Instance.__slots__:
+            setattr(other, name, getattr(self, name))
+        head, _, tail = self.fragment.rpartition(_LIVE)
+        rest = tail[tail.index(b'"') :]
+        other.fragment = b"%b%b%b%b" % (head, _SUSPECT, str(at).encode(), rest)
+        other.revision = at
+        other.suspect = True
+        return other
+
+
+def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any]) -> Iterator[str]:
+    """The store's terms, and those that only the view answers by."""
+    yield f"service:{service}"
+    yield f"health:{health}"
+    yield from row.terms
+    for capability in fields["capabilities"]:
+        yield f"capability:{capability['name']}@{capability['version']}"
+    if "zone" in fields:
+        yield f"zone:{fields['zone']}"
+    for model in dict.fromkeys(fields.get("models", ())):
+        yield f"model:{model}"
+    for name in dict.fromkeys(fields.get("dependsOn", ())):
+        yield f"dependsOn:{name}"
+
+
+class Contents:
+    """Instances and their indexes."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Instance] = {}
+        self.index: dict[str, set[Instance]] = {}
+        self.services: dict[str, set[Instance]] = {}
+        self.capability_versions: dict[str, set[str]] = {}
+        """Which versions of `capability:<name>` there are, for ranges."""
+        self.versions: set[str] = set()
+        """Which versions instances have."""
+
+    def put(self, instance: Instance) -> Instance | None:
+        """Adds or replaces; answers with what stood there."""
+        before = self.by_id.get(instance.id)
+        if before is not None:
+            self._unlink(before)
+        self.by_id[instance.id] = instance
+        for term in instance.terms:
+            members = self.index.get(term)
+            if members is None:
+                members = self.index[term] = set()
+                self._note_version(term)
+            members.add(instance)
+        self.services.setdefault(instance.service, set()).add(instance)
+        return before
+
+    def drop(self, identity: str) -> Instance | None:
+        before = self.by_id.pop(identity, None)
+        if before is not None:
+            self._unlink(before)
+        return before
+
+    def _unlink(self, instance: Instance) -> None:
+        for term in instance.terms:
+            members = self.index[term]
+            members.discard(instance)
+            if not members:
+                del self.index[term]
+                self._forget_version(term)
+        siblings = self.services[instance.service]
+        siblings.discard(instance)
+        if not siblings:
+            del self.services[instance.service]
+
+    def _note_version(self, term: str) -> None:
+        kind, _, value = term.partition(":")
+        if kind == "version":
+            self.versions.add(value)
+        elif kind == "capability" and "@" in value:
+            name, _, version = term.partition("@")
+            self.capability_versions.setdefault(name, set()).add(version)
+
+    def _forget_version(self, term: str) -> None:
+        kind, _, value = term.partition(":")
+        if kind == "version":
+            self.versions.discard(value)
+        elif kind == "capability" and "@" in value:
+            name, _, version = term.partition("@")
+            versions = self.capability_versions[name]
+            versions.discard(version)
+            if not versions:
+                del self.capability_versions[name]
+
+
+class View:
+    """What this node answers from. `revision` is the last change it holds."""
+
+    def __init__(self) -> None:
+        self.contents = Contents()
+        self.revision = NOWHERE
+        self.generation = 0
+        """Counts what `replace` put in place: answers of another generation hold no more."""
+        self._stamps: dict[str, int] = {}
+        self._floor = 0
+
+    def __len__(self) -> int:
+        return len(self.contents.by_id)
+
+    def get(self, identity: str) -> Instance | None:
+        return self.contents.by_id.get(identity)
+
+    def of_service(self, service: str) -> list[Instance]:
+        """The instances of a service, by id."""
+        return sorted(self.contents.services.get(service, ()), key=_by_instance_id)
+
+    def replace(self, contents: Contents, revision: Revision) -> None:
+        """Takes what a snapshot held at `revision` or a little later. All queries count as changed."""
+        self.contents = contents
+        self.revision = revision
+        self.generation += 1
+        self._stamps = {}
+        self._floor = revision.rev
+
+    def apply(self, change: Change) -> None:
+        fields = change.fields
+        identity = fields[b"id"].decode()
+        held = self.contents.by_id.get(identity)
+        self.revision = change.at
+        # A snapshot may already hold this change, or a later one of the same instance.
+        if held is not None and held.revision >= change.at:
+            return
+        if fields[b"type"] == b"registry:preserving":
+            for name in json.loads(fields[b"ids"]):
+                instance = self.contents.by_id.get(name)
+                if instance is not None and instance.revision < change.at and not instance.suspect:
+                    self._put(instance.held(change.at), change.at)
+        elif fields[b"row"]:
+            self._put(
+                Instance(
+                    identity,
+                    Row.decode(fields[b"row"]),
+                    fields[b"doc"],
+                    Admin.decode(fields[b"admin"]),
+                    suspect=fields[b"suspect"] == b"1",
+                ),
+                change.at,
+            )
+        elif identity:
+            gone = self.contents.drop(identity)
+            if gone is not None:
+                self._stamp(gone.terms, change.at)
+
+    def _put(self, instance: Instance, at: Revision) -> None:
+        before = self.contents.put(instance)
+        if before is not None:
+            self._stamp(before.terms, at)
+        self._stamp(instance.terms, at)
+
+    def _stamp(self, terms: Iterable[str], at: Revision) -> None:
+        stamps = self._stamps
+        for term in terms:
+            stamps[term] = at.rev
+        stamps[EVERYTHING] = at.rev
+        if len(stamps) > 2 * len(self.contents.index) + FORGOTTEN_TERMS:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of the older stamps of terms without instances; what asks for them counts as changed."""
+        dead = sorted(
+            (rev, term)
+            for term, rev in self._stamps.items()
+            if term not in self.contents.index and term != EVERYTHING
+        )
+        for rev, term in dead[: len(dead) // 2]:
+            del self._stamps[term]
+            self._floor = max(self._floor, rev)
+
+    def changed_at(self, groups: Iterable[tuple[str, ...]]) -> int:
+        """The rev, in this epoch, up to which no change can have altered an answer.
+
+        `groups` are the terms a query asks for: any of each, all of them together. A change can alter
+        the answer only if the instance matched before or after, and then it stamped a term of every
+        group: so an answer computed at R holds while the least of the groups' latest stamps is <= R
+        (the min rule).
+        """
+        stamps, floor = self._stamps, self._floor
+        changed = stamps.get(EVERYTHING, floor)
+        for terms in groups:
+            latest = max((stamps.get(term, floor) for term in terms), default=floor)
+            if latest < changed:
+                changed = latest
+        return max(changed, floor)
+
+
+def _by_instance_id(instance: Instance) -> str:
+    return instance.instance_id

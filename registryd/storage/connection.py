@@ -1,0 +1,199 @@
+"""Clients of the store, and the translation of everything they raise.
+
+Two clients: one for calls that answer at once, one for blocking reads, whose socket timeout has to be
+longer than the block. Library retries are safe for the former because every script either carries an
+operation nonce, whose answer the store remembers, or changes nothing when it runs twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from registryd.errors import StorageUnavailable
+from registryd.metrics import Metrics
+
+REFUSALS: Final = {
+    "OOM": "the store is out of memory",
+    "MISCONF": "the store cannot write to its disk",
+    "BUSY": "the store is busy with a script",
+    "READONLY": "the store is a read-only replica",
+    "LOADING": "the store is loading its data",
+    "NOREPLICAS": "the store has too few replicas to accept writes",
+    "MASTERDOWN": "the store's primary is down",
+    "CLUSTERDOWN": "the store's cluster is down",
+    "TRYAGAIN": "the store is moving its data",
+    "UNBLOCKED": "the store changed its role",
+    "NOPERM": "the store's user lacks a right that registryd needs",
+    "NOAUTH": "the store asks for a password (setting redis.password)",
+    "WRONGPASS": "the store refused the user or password",
+}
+"""Replies that mean "not now" or "not as you are", by their first word."""
+
+BLOCK: Final = timedelta(seconds=1)
+"""How long a blocking read waits for news before it answers with none."""
+
+
+class Connection:
+    """The clients of one store, standalone, over TCP, TLS or a unix socket."""
+
+    def __init__(
+        self,
+        url: str,
+        metrics: Metrics,
+        *,
+        password: str | None = None,
+        connect_timeout: timedelta = timedelta(seconds=2),
+        command_timeout: timedelta = timedelta(seconds=5),
+        max_connections: int = 32,
+    ) -> None:
+        self.address = _address(url)
+        self._metrics = metrics
+        self.client = _client(
+            url,
+            password,
+            connect_timeout,
+            command_timeout,
+            max_connections,
+            Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 2),
+        )
+        self.blocking = _client(url, password, connect_timeout, BLOCK * 2, 4, Retry(NoBackoff(), 0))
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.blocking.aclose()
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        """One command's reply, as bytes, ints, lists and maps. Raises StorageUnavailable; any other
+        refusal of the store is passed on."""
+        with self.mapped_errors():
+            return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def blocking_call(self, *command: str | bytes | int) -> Any:
+        """Like `call`, for a command that waits up to BLOCK; never sent twice."""
+        with self.mapped_errors():
+            return await self.blocking.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def scan(self, prefix: str, count: int) -> AsyncIterator[str]:
+        """The names of all keys that start with `prefix`. Raises StorageUnavailable."""
+        cursor = 0
+        while True:
+            cursor, names = await self.call("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", count)
+            for name in names:
+                yield name.decode()
+            if cursor == 0:
+                return
+
+    async def members(
+        self, command: Literal["SSCAN", "HSCAN"], key: str, count: int
+    ) -> AsyncIterator[list[bytes]]:
+        """The members of a set, or the field names of a hash, in chunks. Raises StorageUnavailable."""
+        cursor = 0
+        while True:
+            cursor, found = await self.call(command, key, cursor, "COUNT", count)
+            if found:
+                yield list(found)
+            if cursor == 0:
+                return
+
+    @contextmanager
+    def mapped_errors(self) -> Iterator[None]:
+        """Turns whatever the client raises for an unreachable or unwilling store into StorageUnavailable."""
+        try:
+            yield
+        except (
+            RedisConnectionError,
+            RedisTimeoutError,
+            OSError,
+            asyncio.IncompleteReadError,
+        ) as error:
+            self._metrics.store_errors.labels("unreachable").inc()
+            raise StorageUnavailable(f"the store at {self.address} cannot be reached") from error
+        except ResponseError as error:
+            word = str(error).split(" ", 1)[0]
+            refusal = REFUSALS.get(word)
+            if refusal is None:
+                refusal = next(
+                    (text for code, text in REFUSALS.items() if code in str(error)), None
+                )
+            if refusal is None:
+                raise
+            self._metrics.store_errors.labels("refused").inc()
+            raise StorageUnavailable(f"{refusal} ({self.address})") from error
+        except (AuthenticationError, AuthorizationError) as error:
+            self._metrics.store_errors.labels("refused").inc()
+            raise StorageUnavailable(
+                f"the store at {self.address} refused the user or password"
+            ) from error
+        except (AttributeError, TypeError, RuntimeError) as error:
+            # A connection that dies inside the client surfaces as an error about None (redis-py#3835, #4287).
+            if not _came_from_client(error):
+                raise
+            self._metrics.store_errors.labels("unreachable").inc()
+            raise StorageUnavailable(
+                f"the connection to the store at {self.address} broke"
+            ) from error
+        except RedisError as error:
+            self._metrics.store_errors.labels("unreachable").inc()
+            raise StorageUnavailable(
+                f"the store at {self.address} failed: {type(error).__name__}"
+            ) from error
+
+
+def _client(
+    url: str,
+    password: str | None,
+    connect_timeout: timedelta,
+    socket_timeout: timedelta,
+    max_connections: int,
+    retry: Retry,
+) -> Redis:
+    credentials = {} if password is None else {"password": password}
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=connect_timeout.total_seconds(),
+        socket_timeout=socket_timeout.total_seconds(),
+        socket_connect_timeout=connect_timeout.total_seconds(),
+        protocol=3,
+        retry=retry,
+        **credentials,
+    )
+    return Redis.from_pool(pool)
+
+
+def _address(url: str) -> str:
+    """The url without credentials, for messages."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parts.path
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname or 'localhost'}{port}{parts.path}"
+
+
+def _came_from_client(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return module.startswith(("redis.", "asyncio.", "uvloop"))

@@ -1,0 +1,18 @@
+"""Who may call what: the question a route asks. Which credentials exist is not known here."""
+
+from typing import Protocol
+
+from registryd.web.request import Request
+from registryd.web.routing import Permission
+
+
+class Access(Protocol):
+    def authorize(self, request: Request, permission: Permission) -> str:
+        """The name of the actor. Raises Unauthenticated or Forbidden."""
+
+
+class OpenAccess:
+    """Everybody may do everything, under one name."""
+
+    def authorize(self, request: Request, permission: Permission) -> str:
+        return "anonymous"

@@ -1,0 +1,242 @@
+"""What happens to every request, in one compiled wrapper instead of a chain of middlewares.
+
+Request id → route → access → route's function → bytes on the connection, with metrics around it and
+the outermost guard of all requests. Knows no resource and reads no body.
+"""
+
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.http import HttpVersion10, HttpVersion11
+from multidict import istr
+from structlog.contextvars import STRUCTLOG_KEY_PREFIX
+
+from registryd import errors
+from registryd.metrics import Metrics
+from registryd.web import problem, wire
+from registryd.web.access import Access
+from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
+from registryd.web.reply import Outlet, Reply, Stream
+from registryd.web.request import Request
+from registryd.web.router import Router, template
+from registryd.web.routing import Route
+
+log = structlog.get_logger(__name__)
+
+UNMATCHED: Final = "unmatched"
+
+# Named as structlog names its own, so that merge_contextvars finds it; set directly because
+# bind_contextvars costs twenty times as much. Each request runs in a context of its own.
+_REQUEST_ID: Final[ContextVar[str]] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request_id")
+_X_REQUEST_ID: Final = istr("X-Request-ID")
+_ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Written:
+    """Tells aiohttp that the answer is on its way already, and whether the connection stays."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self) -> None:
+        """Nothing is left to do."""
+
+
+_KEEP: Final = Written(keep_alive=True)
+_CLOSE: Final = Written(keep_alive=False)
+
+
+class Pipeline:
+    """Answers requests; `draining` makes every further answer close its connection."""
+
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        access: Access,
+        server_header: str = "registryd",
+        *,
+        limits: BodyLimits = DEFAULT_LIMITS,
+        write_patience: float = 30.0,
+    ) -> None:
+        self.draining = False
+        self.in_flight = 0
+        self._router = router
+        self._metrics = metrics
+        self._authorize = access.authorize
+        self._limits = limits
+        self._patience = write_patience
+        self._wire = wire.Wire(server_header)
+        self._id_prefix = secrets.token_hex(5)
+        self._ids = itertools.count(1)
+        # Label children, bound once: by operation and method and status, and by operation.
+        self._count: dict[tuple[str, str, int], Callable[[], None]] = {}
+        self._observe: dict[str, Callable[[float], None]] = {}
+        metrics.http_in_flight.set_function(lambda: self.in_flight)
+
+    async def __call__(self, raw: web.BaseRequest) -> Written:
+        began = time.perf_counter()
+        request_id = raw.headers.get(_X_REQUEST_ID)
+        if request_id is None or _ACCEPTABLE_ID.fullmatch(request_id) is None:
+            request_id = self._fresh_id()
+        _REQUEST_ID.set(request_id)
+        route: Route | None = None
+        answer: Reply | Stream
+        begun = False
+        self.in_flight += 1
+        try:
+            try:
+                route, params = self._router.match(raw.method, _target(raw))
+                request = Request(raw, params, request_id, self._limits)
+                request.actor = self._authorize(request, route.permission)
+                answer = await route.handler(request)
+                connection = self._connection(raw, answer)
+                head = self._head(raw, answer, request_id, connection)
+                if isinstance(answer, Stream):
+                    self._record(route, raw.method, answer.status, time.perf_counter() - began)
+                    begun = True
+                    return await self._stream(raw, answer, head, connection)
+            except Exception as error:  # noqa: BLE001  the guard of every request
+                self._report(error, raw.method, route)
+                if begun:
+                    return _cut(raw)
+                answer = problem.reply(_public(error), request_id)
+                connection = self._connection(raw, answer)
+                head = self._head(raw, answer, request_id, connection)
+            self._record(route, raw.method, answer.status, time.perf_counter() - began)
+            transport = raw.transport
+            if transport is None or transport.is_closing():
+                return _CLOSE
+            wire.write(transport, head, b"" if raw.method == "HEAD" else answer.body)
+            if raw.protocol.writing_paused:
+                await wire.drain(raw, self._patience)
+        except ConnectionError:
+            return _CLOSE
+        finally:
+            self.in_flight -= 1
+        return _CLOSE if connection == "close" else _KEEP
+
+    def refuse(self, raw: web.BaseRequest, error: errors.RegistrydError) -> Written:
+        """Answers what never became a request, such as broken HTTP, and ends the connection."""
+        request_id = self._fresh_id()
+        answer = problem.reply(error, request_id)
+        self._record(None, raw.method, answer.status, 0.0)
+        if raw.transport is not None:
+            wire.write(raw.transport, self._head(raw, answer, request_id, "close"), answer.body)
+        return _CLOSE
+
+    def _fresh_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    def _connection(self, raw: web.BaseRequest, answer: Reply | Stream) -> str:
+        """The value of the Connection header, "" where HTTP's default is meant."""
+        # A body that has not arrived in full by now stands in the way of the next request; and
+        # after Expect the client may well never send it.
+        if not raw.keep_alive or self.draining or not raw.content.is_eof():
+            return "close"
+        if raw.version is HttpVersion11:
+            return ""
+        return "close" if isinstance(answer, Stream) else "keep-alive"
+
+    def _head(
+        self, raw: web.BaseRequest, answer: Reply | Stream, request_id: str, connection: str
+    ) -> bytes:
+        headers = answer.headers
+        length: int | None = None
+        if isinstance(answer, Reply):
+            length = len(answer.body)
+            if length and answer.status in wire.BODYLESS:
+                raise ValueError(f"a {answer.status} answer cannot have a body")
+        elif raw.version is HttpVersion11:
+            headers = [*headers, ("Transfer-Encoding", "chunked")]
+        return self._wire.head(
+            answer.status, answer.content_type, length, headers, request_id, connection
+        )
+
+    async def _stream(
+        self, raw: web.BaseRequest, answer: Stream, head: bytes, connection: str
+    ) -> Written:
+        transport = raw.transport
+        if transport is None:
+            return _CLOSE
+        transport.write(head)
+        chunked = raw.version is HttpVersion11
+        if raw.method != "HEAD":
+            try:
+                await answer.produce(Outlet(transport, self._drain(raw), chunked=chunked))
+            except ConnectionError:
+                if not transport.is_closing():
+                    raise  # not the client has gone, but something the producer needs
+                return _CLOSE
+            if chunked:
+                transport.write(wire.END_OF_CHUNKS)
+        return _KEEP if chunked and connection != "close" and not self.draining else _CLOSE
+
+    def _drain(self, raw: web.BaseRequest) -> Callable[[], Awaitable[None]]:
+        async def drain() -> None:
+            if raw.protocol.writing_paused:
+                await wire.drain(raw, self._patience)
+
+        return drain
+
+    def _report(self, error: Exception, method: str, route: Route | None) -> None:
+        """One line for a fault of ours; none for what the client got wrong, nor for each request while
+        the store is away: that is told once, where it is noticed."""
+        path = template(route) if route is not None else UNMATCHED
+        if not isinstance(error, errors.RegistrydError):
+            log.error("request failed", method=method, route=path, exc_info=error)
+        elif problem.status(error) >= 500:
+            log.debug(
+                "request refused", method=method, route=path, code=error.code, detail=error.detail
+            )
+
+    def _record(self, route: Route | None, method: str, status: int, seconds: float) -> None:
+        operation = route.operation_id if route is not None else UNMATCHED
+        count = self._count.get((operation, method, status))
+        if count is None:
+            path = template(route) if route is not None else UNMATCHED
+            verb = method if method in _METHODS else "other"
+            count = self._metrics.http_requests.labels(verb, path, str(status)).inc
+            observe = self._metrics.http_request_seconds.labels(path).observe
+            self._observe[operation] = observe
+            if verb == method:  # else a client could fill the memory with invented methods
+                self._count[operation, method, status] = count
+        count()
+        self._observe[operation](seconds)
+
+
+def _target(raw: web.BaseRequest) -> str:
+    """The path as it came over the wire, without the query."""
+    if raw.version < HttpVersion10:  # the parser lets HTTP/0.9 pass, which knows no status line
+        raise errors.Malformed("HTTP before 1.0 is not spoken here")
+    path = raw.raw_path
+    if path[:1] != "/" and path != "*":  # a proxy's absolute form, or CONNECT's host and port
+        path = raw.rel_url.raw_path
+    end = path.find("?")
+    return path if end < 0 else path[:end]
+
+
+def _public(error: Exception) -> errors.RegistrydError:
+    if isinstance(error, errors.RegistrydError):
+        return error
+    return errors.RegistrydError("something went wrong inside; the log of this node says what")
+
+
+def _cut(raw: web.BaseRequest) -> Written:
+    """Ends an answer that cannot be completed in a way that the client notices."""
+    if raw.transport is not None:
+        raw.transport.abort()
+    return _CLOSE

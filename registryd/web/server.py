@@ -1,0 +1,281 @@
+"""Listening sockets, connections and their deadlines; every request goes to the pipeline.
+
+Stands on the lowest level of aiohttp's server: its parser and connection loop, without Application,
+access log, Server header or error pages. What aiohttp would log or echo of a broken request (header
+values, at times secrets) is neither logged nor echoed here.
+"""
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import (
+    BadHttpMethod,
+    ContentEncodingError,
+    HttpProcessingError,
+    InvalidHeader,
+    LineTooLong,
+)
+
+from registryd import errors
+from registryd.web.pipeline import Pipeline, Written
+
+log = structlog.get_logger(__name__)
+
+_READ_BUFFER: Final = 64 * 1024
+_UNACKED_MS: Final = 30_000
+"""After this time without an acknowledgement the kernel gives a connection up (Linux)."""
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+class HttpServer:
+    """Serves a pipeline on any number of addresses.
+
+    An idle connection is closed after `keepalive_timeout` seconds, one that does not complete
+    the head of a request after `head_timeout`; bodies have the deadline of the pipeline's limits.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        keepalive_timeout: float = 30.0,
+        head_timeout: float = 10.0,
+        lingering_time: float = 1.0,
+        backlog: int = 1024,
+    ) -> None:
+        self._pipeline = pipeline
+        self._keepalive_timeout = keepalive_timeout
+        self._head_timeout = head_timeout
+        self._lingering_time = lingering_time
+        self._backlog = backlog
+        self._listeners: list[asyncio.Server] = []
+        self._web: web.Server | None = None
+
+    async def start(
+        self, listen: Sequence[tuple[str, int]], reuse_port: bool = False
+    ) -> list[tuple[str, int]]:
+        """Binds and serves; the actual addresses. Raises StartupRefused, having bound nothing."""
+        loop = asyncio.get_running_loop()
+        bound: list[socket.socket] = []
+        try:
+            for host, port in listen:
+                bound += await _bind(host, port, reuse_port, self._backlog)
+        except BaseException:
+            for sock in bound:
+                sock.close()
+            raise
+        addresses = [sock.getsockname()[:2] for sock in bound]
+        # aiohttp's Server makes the requests and keeps the connections; the connections are ours.
+        self._web = web.Server(cast("Any", self._pipeline), handler_cancellation=True)
+        for sock in bound:
+            listener = await loop.create_server(self._accept, sock=sock, backlog=self._backlog)
+            self._listeners.append(listener)
+        return addresses
+
+    async def stop(self, grace: float) -> None:
+        """Stops accepting, closes idle connections, gives requests under way `grace` seconds."""
+        self._pipeline.draining = True
+        while self._listeners:
+            self._listeners.pop().close()
+        deadline = time.monotonic() + grace
+        # A connection may fall idle, or take the last of its answer, just after it was looked at.
+        while (open_ones := self._connections()) and (left := deadline - time.monotonic()) > 0:
+            for connection in open_ones:
+                if connection.idle:
+                    connection.force_close()
+            await asyncio.sleep(min(left, 0.01))
+        late = {task for one in self._connections() if (task := one.task) is not None}
+        for connection in self._connections():
+            connection.abort()
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
+    def _connections(self) -> "list[_Connection]":
+        return cast("list[_Connection]", self._web.connections) if self._web is not None else []
+
+    def _accept(self) -> "_Connection":
+        assert self._web is not None  # noqa: S101  a listener exists, so start has run
+        return _Connection(
+            self._web,
+            self._pipeline,
+            self._head_timeout,
+            keepalive_timeout=self._keepalive_timeout,
+            lingering_time=self._lingering_time,
+        )
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection with our error answers, silence in the log, and a deadline for heads."""
+
+    __slots__ = ("_head_timeout", "_pipeline")
+
+    def __init__(
+        self,
+        server: web.Server,
+        pipeline: Pipeline,
+        head_timeout: float,
+        *,
+        keepalive_timeout: float,
+        lingering_time: float,
+    ) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=keepalive_timeout,
+            lingering_time=lingering_time,
+            access_log=cast("Any", None),
+            read_bufsize=_READ_BUFFER,
+        )
+        self._pipeline = pipeline
+        self._head_timeout = head_timeout
+
+    @property
+    def task(self) -> "asyncio.Task[None] | None":
+        """The task that answers this connection's requests, while it runs."""
+        task = self._task_handler
+        return task if task is not None and not task.done() else None
+
+    @property
+    def idle(self) -> bool:
+        """Waiting for a request, or so new that not even the waiting has begun."""
+        if self._waiter is not None:
+            return not self._waiter.done()
+        return self._request_count == 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.idle:
+            # Bytes came, but not a whole head. Later ones do not move the deadline.
+            self._expect_head()
+        elif self._request_in_progress and self._messages:
+            self._pass_on_broken_body()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _expect_head(self) -> None:
+        deadline = self._loop.time() + self._head_timeout
+        if deadline < self._next_keepalive_close_time:
+            self._next_keepalive_close_time = deadline
+            if self._keepalive_handle is not None:
+                self._keepalive_handle.cancel()
+            self._keepalive_handle = self._loop.call_at(deadline, self._process_keepalive)
+
+    def _pass_on_broken_body(self) -> None:
+        """Tells the request under way that its body ends in an error, rather than never.
+
+        aiohttp queues the error as the next message and leaves the reader of the body waiting.
+        """
+        broken = getattr(self._messages[-1][0], "exc", None)
+        request = self._current_request
+        if broken is not None and request is not None and not request.content.is_eof():
+            request._cancel(broken)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        written: Written = self._pipeline.refuse(request, errors.Malformed(_what_is_broken(exc)))
+        return cast("web.StreamResponse", written)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        error = kw.get("exc_info")
+        if not isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+            log.warning("connection failed", error=type(error).__name__)
+
+
+def _what_is_broken(exc: BaseException | None) -> str:
+    match exc:
+        case LineTooLong():
+            return "the request line or a header is longer than 8190 bytes"
+        case BadHttpMethod():
+            return "not HTTP: the request line cannot be read"
+        case InvalidHeader():
+            return "a header is not valid"
+        case ContentEncodingError():
+            return "the content encoding of the body is not supported"
+        case _:
+            return "the request is not valid HTTP/1.1"
+
+
+async def _bind(host: str, port: int, reuse_port: bool, backlog: int) -> list[socket.socket]:
+    """Sockets on every address that `host` stands for, all with the same port."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise errors.StartupRefused(
+            f"{where}: the host name cannot be resolved ({error.strerror}); "
+            "use an IP address such as 127.0.0.1"
+        ) from None
+    bound: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(found):
+        ip = address[0]
+        try:
+            bound.append(_listening(family, str(ip), port, reuse_port, backlog))
+        except OSError as error:
+            if error.errno in _NOT_HERE:
+                absent = error  # a name such as localhost may stand for more than exists here
+                continue
+            for sock in bound:
+                sock.close()
+            raise errors.StartupRefused(_why_not(where, error)) from None
+        if not port:
+            port = bound[0].getsockname()[1]
+    if not bound and absent is not None:
+        raise errors.StartupRefused(_why_not(where, absent))
+    return bound
+
+
+def _listening(family: int, ip: str, port: int, reuse_port: bool, backlog: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKED_MS)
+        sock.bind((ip, port))
+        sock.listen(backlog)  # here, because an address may turn out to be in use only now
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _why_not(where: str, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"{where} is already in use by another process: stop it "
+                "or choose another port with --port"
+            )
+        case errno.EACCES | errno.EPERM:
+            return (
+                f"{where} may not be used: ports below 1024 need privileges; choose one with --port"
+            )
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return f"{where}: this machine has no such address"
+        case _:
+            return f"{where} cannot be listened on: {error.strerror}"
