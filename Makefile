@@ -76,7 +76,7 @@ coverage: setup ## Run the tests and show what they do not reach
 	$(PYTEST) --cov --cov-report term-missing:skip-covered --cov-report html $(ARGS)
 
 openapi: setup ## Write docs/openapi.json
-	$(BIN)/python -m registryd.cli openapi > docs/openapi.json.new
+	$(BIN)/registryd openapi > docs/openapi.json.new
 	mv docs/openapi.json.new docs/openapi.json
 
 bench: setup ## Measure, and write benchmarks/RESULTS.md

@@ -65,6 +65,12 @@ ATTEMPTS: Final = 5
 
 BATCH: Final = 200
 
+_LOGGED: Final = {
+    "registered": "instance registered",
+    "updated": "instance updated",
+    "amended": "instance amended",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -274,6 +280,7 @@ class Registrar:
                 raise _precondition(expected)
         if revision is not None:
             await self._confirm(revision)
+            log.info("instances unregistered", service=service, count=len(ids), reason=reason)
             if revision.epoch != self._view.revision.epoch and any(map(self._view.get, ids)):
                 raise _unconfirmed()
         return revision
@@ -357,6 +364,8 @@ class Registrar:
 
     async def _written(self, name: str, document: bytes, stored: Stored) -> Written:
         await self._confirm(stored.revision)
+        if stored.outcome != "same":
+            log.info(_LOGGED[stored.outcome], instance=name, revision=str(stored.row.revision))
         if stored.revision.epoch != self._view.revision.epoch:
             # The store lost its history after it took the write: believe only what is there now.
             held = self._view.get(name)

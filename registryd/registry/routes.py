@@ -36,6 +36,7 @@ from registryd.registry.types import (
     Heartbeat,
     HeartbeatBatch,
     HeartbeatResults,
+    InstanceHealthShown,
     InstanceShown,
     Lease,
     LegacyRegistered,
@@ -43,6 +44,7 @@ from registryd.registry.types import (
     LegacyStatus,
     Maintenance,
     Registration,
+    ServiceHealthShown,
     ServiceList,
     ServiceShown,
     Stats,
@@ -286,6 +288,25 @@ class ServiceRoutes:
         extra = await self._reads.changed(request, groups)
         reply = self._reads.unchanged(request, groups)
         return reply.with_headers(extra) if reply else None
+
+    async def service_health(self, request: Request) -> Reply:
+        name = request.params["name"]
+        known_parameters(request)
+        if reply := await self._read_of(request, name):
+            return reply
+        members = self._members(name)
+        best = min(members, key=lambda instance: (instance.rank, instance.instance_id))
+        answer = {**_health(best), "instances": [_health(member) for member in members]}
+        return Reply(200, codec.dumps(answer), headers=self._reads.headers())
+
+    async def instance_health(self, request: Request) -> Reply:
+        name, instance_id = request.params["name"], request.params["id"]
+        known_parameters(request)
+        await self._reads.fresh(request)
+        held = self._view.get(identity(name, instance_id))
+        if held is None:
+            raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
+        return Reply(200, codec.dumps(_health(held)), headers=self._reads.headers(held.revision))
 
     def _members(self, name: str) -> list[Instance]:
         members = self._view.of_service(name)
@@ -622,6 +643,32 @@ class ServiceRoutes:
             ),
             Route(
                 method="GET",
+                path="/services/{name}/health",
+                handler=self.service_health,
+                permission=reader,
+                operation_id="serviceHealth",
+                summary="The health of a service: its best instance's, and each one's",
+                tag="services",
+                segments=NAME,
+                query=fresh,
+                answers={200: Answer("The health", ServiceHealthShown), 304: _NOT_MODIFIED},
+                problems=(404, 412),
+            ),
+            Route(
+                method="GET",
+                path="/services/{name}/instances/{id}/health",
+                handler=self.instance_health,
+                permission=reader,
+                operation_id="instanceHealth",
+                summary="The health of an instance",
+                tag="services",
+                segments=INSTANCE,
+                query=fresh,
+                answers={200: Answer("The health", InstanceHealthShown)},
+                problems=(404, 412),
+            ),
+            Route(
+                method="GET",
                 path="/discover/{name}",
                 handler=self.discover,
                 permission=reader,
@@ -794,6 +841,11 @@ def _chosen(instance: Instance) -> dict[str, object]:
         if name in fields:
             chosen[name] = fields[name]
     return chosen
+
+
+def _health(instance: Instance) -> dict[str, object]:
+    health: dict[str, object] = json.loads(instance.fragment)["health"]
+    return {"service": instance.service, "instanceId": instance.instance_id, **health}
 
 
 def _wish(parameters: dict[str, str]) -> Wish:

@@ -417,6 +417,17 @@ class HealthShown(Answer):
     error: str | None = None
 
 
+class InstanceHealthShown(HealthShown):
+    service: str
+    instance_id: str
+
+
+class ServiceHealthShown(InstanceHealthShown):
+    """The fields of the best instance, and all of them."""
+
+    instances: list[InstanceHealthShown]
+
+
 class LeaseShown(Answer):
     ttl_seconds: int
     renew_interval_seconds: int
