@@ -1,0 +1,574 @@
+"""What the scripts promise, said once more in plain Python: the registry as one sequential object.
+
+Its methods have the names, arguments and answers of RegistryStore, so that a driver can call both and
+compare. It keeps no derived data: index sets and expiring keys follow from what it holds.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeVar
+
+from registryd.feed.revision import NOWHERE, Revision
+from registryd.registry.document import Admin, Row, compose
+from registryd.registry.store import (
+    Check,
+    Claim,
+    Entry,
+    Guard,
+    Refused,
+    Removed,
+    Renewal,
+    Renewed,
+    Stored,
+    Swept,
+)
+
+CAP: Final = 600
+
+Answer = TypeVar("Answer")
+
+
+def moment(ms: int) -> str:
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class Counts:
+    """The check of one instance."""
+
+    check: Check
+    due: int
+    failures: int = 0
+    successes: int = 0
+    token: str = ""
+
+
+@dataclass
+class Inst:
+    entry: Entry
+    incarnation: str
+    health: str
+    since: str
+    registered: str
+    updated: str
+    deadline: int
+    revision: Revision = NOWHERE
+    extra: str = ""
+    probed: bool = False
+    beaten: bool = False
+    held: bool = False
+    dated: int | None = None
+    """When the expiring key says that it ends, wall ms; None when the key was lost."""
+    counts: Counts | None = None
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def row(self) -> Row:
+        entry = self.entry
+        return Row(
+            ttl_ms=entry.ttl_ms,
+            incarnation=self.incarnation,
+            revision=self.revision,
+            health=self.health,
+            since=self.since,
+            extra=self.extra,
+            registered_at=self.registered,
+            updated_at=self.updated,
+            endpoint=entry.endpoint,
+            terms=tuple(entry.terms),
+        )
+
+
+@dataclass
+class Logged:
+    """One entry of the stream."""
+
+    at: Revision
+    kind: str
+    id: str = ""
+    row: Row | None = None
+    document: bytes = b""
+    admin: bytes = b""
+    suspect: bool = False
+    reason: str = ""
+    old: str = ""
+    ids: list[str] = field(default_factory=list)
+    ts: int = 0
+
+
+class Model:
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.last: int | None = None
+        self.skew = 0
+        self.epoch = 0
+        self.rev = 0
+        self.lease_now = now_ms
+        self.guard_since: int | None = None
+        self.repair_wanted = False
+        self.instances: dict[str, Inst] = {}
+        self.admin: dict[str, bytes] = {}
+        self.until: dict[str, int] = {}
+        self.tombstones: dict[str, tuple[Revision, int]] = {}
+        self.log: list[Logged] = []
+        self.answers: dict[str, Any] = {}
+        self._skew_seen = 0
+        self._jump = 0
+
+    # --- the lease clock
+
+    def _tick(self) -> None:
+        step = 0 if self.last is None else self.now_ms - self.last
+        self._jump = step if step < 0 or step > CAP else 0
+        self._skew_seen = self.skew + min(step, 0) + max(step - CAP, 0)
+        self.lease_now = self.now_ms - self._skew_seen
+
+    def _commit(self) -> None:
+        if self._jump:
+            self.repair_wanted = True
+        if self._jump or self.last is None or self.now_ms - self.last >= 100:
+            self.last, self.skew = self.now_ms, self._skew_seen
+
+    # --- parts
+
+    def state(self, identity: str) -> str:
+        raw = self.admin.get(identity)
+        return json.loads(raw)["state"] if raw else ""
+
+    def draining(self, identity: str) -> bool:
+        return identity in self.instances and self.state(identity) == "draining"
+
+    def effective(self, inst: Inst) -> str:
+        return "maintenance" if self.state(inst.id) == "maintenance" else inst.health
+
+    def terms(self, inst: Inst) -> set[str]:
+        return {*inst.entry.terms, f"health:{self.effective(inst)}"}
+
+    def shown(self, inst: Inst) -> bytes:
+        admin = Admin.decode(self.admin.get(inst.id, b""))
+        return compose(inst.entry.document, inst.row, admin, suspect=inst.held)
+
+    def _emit(
+        self, kind: str, identity: str = "", inst: Inst | None = None, **more: Any
+    ) -> Revision:
+        if not self.epoch:
+            self.epoch = self.now_ms
+            self.last, self.skew = self.now_ms, self._skew_seen
+        self.rev += 1
+        at = Revision(self.epoch, self.rev)
+        entry = Logged(at, kind, identity, ts=self.now_ms, **more)
+        if inst is not None:
+            inst.revision = at
+            entry.row, entry.document = inst.row, inst.entry.document
+            entry.admin = self.admin.get(identity, b"")
+            entry.suspect = inst.held
+        self.log.append(entry)
+        return at
+
+    def _date(self, inst: Inst) -> None:
+        inst.dated = inst.deadline + self._skew_seen
+
+    def _schedule(self, inst: Inst) -> None:
+        check = inst.entry.check
+        inst.counts = Counts(check, self.lease_now) if check else None
+
+    def _remove(self, inst: Inst, kind: str, reason: str) -> Revision:
+        identity, state = inst.id, self.state(inst.id)
+        at = self._emit(kind, identity, reason=reason)
+        del self.instances[identity]
+        if kind != "service:expired" or state != "maintenance":
+            self.admin.pop(identity, None)
+            self.until.pop(identity, None)
+        self.tombstones[identity] = (at, self.now_ms)
+        return at
+
+    def _end(self, inst: Inst) -> None:
+        if self.draining(inst.id):
+            self._remove(inst, "service:unregistered", "drained")
+        else:
+            self._remove(inst, "service:expired", "lease ended")
+
+    def _rescue(self, inst: Inst) -> None:
+        inst.held = False
+        self._emit("service:updated", inst.id, inst, reason="renewed")
+
+    def _remember(self, nonce: str | None, answer: Answer) -> Answer:
+        if nonce is not None:
+            self.answers[nonce] = answer
+        return answer
+
+    def _stored(self, outcome: Any, inst: Inst, *, suspect: bool) -> Stored:
+        return Stored(
+            outcome,
+            inst.revision,
+            inst.deadline + self._skew_seen,
+            inst.row,
+            Admin.decode(self.admin.get(inst.id, b"")),
+            suspect,
+        )
+
+    @staticmethod
+    def _matches(expected: str, inst: Inst | None) -> bool:
+        if expected == "":
+            return True
+        return expected == ("absent" if inst is None else str(inst.revision))
+
+    # --- what RegistryStore offers
+
+    def register(
+        self,
+        entry: Entry,
+        *,
+        incarnation: str = "",
+        claim: str = "",
+        expected: str = "",
+        exclusive: bool = False,
+        nonce: str = "",
+    ) -> Stored | Refused:
+        if nonce in self.answers:
+            remembered: Stored | Refused = self.answers[nonce]
+            return remembered
+        self._tick()
+        was = self.instances.get(entry.id)
+        if was is not None and was.deadline < self.lease_now:
+            if not self._matches(expected, None):
+                return Refused("mismatch")
+            self._end(was)
+            was = None
+        if not self._matches(expected, was):
+            return Refused("mismatch")
+        if was is not None and exclusive and was.entry.endpoint != entry.endpoint:
+            return Refused("taken")
+        draining = self.draining(entry.id)
+        probed = was is not None and was.probed and entry.check is not None
+        heard = was is not None and claim != "" and not probed and claim != was.health
+        if (
+            was is not None
+            and was.entry == entry
+            and not heard
+            and incarnation in {"", was.incarnation}
+        ):
+            self._commit()
+            if not draining:
+                was.deadline = self.lease_now + entry.ttl_ms
+                self._date(was)
+                if was.held:
+                    self._rescue(was)
+            return self._remember(nonce, self._stored("same", was, suspect=False))
+        now = moment(self.now_ms)
+        inst = Inst(
+            entry,
+            incarnation or nonce,
+            claim or "unknown",
+            since=now,
+            registered=was.registered if was else now,
+            updated=now,
+            deadline=was.deadline if was and draining else self.lease_now + entry.ttl_ms,
+            probed=probed,
+        )
+        if was is not None and not heard:
+            inst.health, inst.since, inst.extra = was.health, was.since, was.extra
+        self.instances[entry.id] = inst
+        self._emit("service:updated" if was else "service:registered", entry.id, inst)
+        self._commit()
+        self.tombstones.pop(entry.id, None)
+        self._schedule(inst)
+        self._date(inst)
+        return self._remember(
+            nonce, self._stored("updated" if was else "registered", inst, suspect=False)
+        )
+
+    def amend(
+        self,
+        identity: str,
+        *,
+        reason: str,
+        expected: str = "",
+        entry: Entry | None = None,
+        health: str = "",
+        admin: bytes | Literal["", "none"] = "",
+        admin_end_ms: int | None = None,
+        drain: timedelta | None = None,
+        nonce: str = "",
+    ) -> Stored | Refused:
+        if nonce in self.answers:
+            remembered: Stored | Refused = self.answers[nonce]
+            return remembered
+        self._tick()
+        inst = self.instances.get(identity)
+        if inst is None:
+            return Refused("unknown")
+        if not self._matches(expected, inst):
+            return Refused("mismatch")
+        before = self.effective(inst)
+        was_draining = self.draining(identity)
+        old_admin = self.admin.get(identity, b"")
+        new_admin = old_admin if admin == "" else b"" if admin == "none" else admin
+        rewritten = entry is not None and entry != inst.entry
+        healed = health not in {"", inst.health}
+        if not (rewritten or healed or new_admin != old_admin):
+            return self._remember(nonce, self._stored("same", inst, suspect=inst.held))
+        now = moment(self.now_ms)
+        checks_changed = False
+        if entry is not None and rewritten:
+            checks_changed = entry.check != inst.entry.check
+            inst.entry = entry
+            inst.probed = inst.probed and entry.check is not None
+        if healed:
+            inst.health, inst.since, inst.extra = health, now, ""
+        assert isinstance(new_admin, bytes)
+        if admin != "":
+            self.until.pop(identity, None)
+            self.admin.pop(identity, None)
+            if new_admin:
+                self.admin[identity] = new_admin
+                if admin_end_ms is not None and self.state(identity) == "maintenance":
+                    self.until[identity] = admin_end_ms
+        after, drains = self.effective(inst), self.draining(identity)
+        inst.updated = now
+        if after != before:
+            inst.since = now
+        if drain is not None:
+            inst.deadline = self.lease_now + int(drain.total_seconds() * 1000)
+        elif was_draining and not drains:
+            inst.deadline = self.lease_now + inst.entry.ttl_ms
+        if drains:
+            inst.held = False
+        kind = "service:health:changed" if after != before and not rewritten else "service:updated"
+        self._emit(kind, identity, inst, reason=reason, old=before)
+        self._commit()
+        if checks_changed:
+            self._schedule(inst)
+        self._date(inst)
+        return self._remember(nonce, self._stored("amended", inst, suspect=inst.held))
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Refused]:
+        self._tick()
+        self._commit()
+        answers: list[Renewed | Refused] = []
+        renewed: list[Inst] = []
+        for renewal in renewals:
+            inst = self.instances.get(renewal.id)
+            if inst is None:
+                answers.append(Refused("unknown"))
+            elif renewal.incarnation not in {"", inst.incarnation}:
+                answers.append(Refused("superseded", inst.incarnation))
+            elif self.draining(inst.id):
+                answers.append(Renewed(renewal.ttl_ms, inst.deadline + self._skew_seen))
+            else:
+                inst.beaten = True
+                renewed.append(inst)
+                answers.append(Renewed(inst.entry.ttl_ms, self.now_ms + inst.entry.ttl_ms))
+        for inst in renewed:
+            inst.deadline = self.lease_now + inst.entry.ttl_ms
+            self._date(inst)
+            if inst.held:
+                self._rescue(inst)
+        return answers
+
+    def report_status(
+        self, identity: str, incarnation: str, status: str, extra: bytes = b""
+    ) -> Revision | None:
+        self._tick()
+        inst = self.instances.get(identity)
+        if (
+            inst is None
+            or incarnation not in {"", inst.incarnation}
+            or inst.probed
+            or inst.health == status
+        ):
+            return None
+        return self._new_health(inst, status, extra, "reported by the instance")
+
+    def _new_health(self, inst: Inst, status: str, extra: bytes, reason: str) -> Revision:
+        before = self.effective(inst)
+        inst.health, inst.since, inst.extra = status, moment(self.now_ms), extra.decode()
+        kind = "service:updated" if self.effective(inst) == before else "service:health:changed"
+        at = self._emit(kind, inst.id, inst, reason=reason, old=before)
+        self._commit()
+        self._date(inst)
+        return at
+
+    def deregister(
+        self,
+        identities: Sequence[str],
+        *,
+        incarnation: str = "",
+        expected: str = "",
+        reason: str = "deregistered",
+        nonce: str = "",
+    ) -> Removed | Refused:
+        if nonce in self.answers:
+            remembered: Removed | Refused = self.answers[nonce]
+            return remembered
+        self._tick()
+        found = [self.instances[i] for i in dict.fromkeys(identities) if i in self.instances]
+        for inst in found:
+            if incarnation not in {"", inst.incarnation}:
+                return Refused("superseded", inst.incarnation)
+            if not self._matches(expected, inst):
+                return Refused("mismatch")
+        if not found:
+            return self._remember(nonce, Refused("unknown"))
+        at = NOWHERE
+        for inst in found:
+            at = self._remove(inst, "service:unregistered", reason)
+        self._commit()
+        return self._remember(nonce, Removed(at, len(found)))
+
+    def claim_checks(self, limit: int, tokens: Sequence[str]) -> list[Claim]:
+        """`tokens` are those that the store made: any will do, as long as it is new."""
+        self._tick()
+        self._commit()
+        due = sorted(
+            (inst.counts.due, inst.id)
+            for inst in self.instances.values()
+            if inst.counts and inst.counts.due <= self.lease_now
+        )[:limit]
+        claims = []
+        for (_, identity), token in zip(due, tokens, strict=True):
+            inst = self.instances[identity]
+            assert inst.counts
+            inst.counts.token = token
+            inst.counts.due = self.lease_now + inst.counts.check.interval_ms
+            claims.append(Claim(identity, inst.incarnation, token, inst.counts.check.interval_ms))
+        return claims
+
+    def report_check(
+        self, claim: Claim, status: str, extra: bytes = b"", *, nonce: str = ""
+    ) -> str:
+        if nonce in self.answers:
+            remembered: str = self.answers[nonce]
+            return remembered
+        self._tick()
+        inst = self.instances.get(claim.id)
+        if inst is None or inst.counts is None:
+            return "gone"
+        counts = inst.counts
+        if counts.token != claim.token:
+            return "stale"
+        counts.token = ""
+        passed = status != "unhealthy"
+        counts.successes = counts.successes + 1 if passed else 0
+        counts.failures = 0 if passed else counts.failures + 1
+        health = inst.health
+        if passed and counts.successes >= counts.check.rise:
+            health = status
+        if not passed and counts.failures >= counts.check.fall:
+            health = status
+        renews = passed and not inst.beaten and not self.draining(inst.id)
+        rescued = renews and inst.held
+        inst.probed = True
+        outcome = "counted"
+        if health != inst.health:
+            outcome = "changed"
+            inst.held = inst.held and not rescued
+            rescued = False
+            self._new_health(inst, health, extra, "probed")
+        self._commit()
+        if renews:
+            inst.deadline = self.lease_now + inst.entry.ttl_ms
+        if rescued:
+            self._rescue(inst)
+        self._date(inst)
+        return self._remember(nonce, outcome)
+
+    def sweep(self, guard: Guard | None, *, force: bool = False) -> Swept:
+        """Of a registry that is smaller than one batch."""
+        self._tick()
+        self._commit()
+        for _, identity in sorted((at, i) for i, at in self.until.items() if at <= self.now_ms):
+            del self.until[identity]
+            del self.admin[identity]
+            inst = self.instances.get(identity)
+            if inst is not None:
+                inst.since = inst.updated = moment(self.now_ms)
+                self._emit(
+                    "service:health:changed",
+                    identity,
+                    inst,
+                    reason="maintenance ended",
+                    old="maintenance",
+                )
+                self._date(inst)
+
+        due = self._due()
+        undecided = [inst for inst in due if not inst.held and not self.draining(inst.id)]
+        holding = guard is not None and not force and len(undecided) > 0
+        if guard is not None and holding:
+            if self.guard_since is None:
+                holding = len(undecided) >= max(guard.min_due, guard.fraction * len(self.instances))
+            else:
+                longest = self.guard_since + guard.max_hold.total_seconds() * 1000
+                holding = self.lease_now < longest
+            if holding:
+                self._hold(undecided, guard)
+        goers = self._due()
+        if holding:
+            goers.sort(key=lambda inst: (self.draining(inst.id), inst.deadline, inst.id))
+        if force:
+            late = {inst.id for inst in goers}
+            rest = [i for i in self.instances.values() if i.held and i.id not in late]
+            goers += sorted(rest, key=lambda inst: (inst.deadline, inst.id))
+        for inst in goers:
+            self._end(inst)
+
+        held = sum(inst.held for inst in self.instances.values())
+        if self.guard_since is not None and held == 0:
+            self.guard_since = None
+            self._emit("registry:preserving", reason="over")
+        return Swept(
+            preserving=self.guard_since is not None,
+            due=len(self._due()),
+            jump_ms=self._jump,
+            instances=len(self.instances),
+            leases=len(self.instances),
+            revision=Revision(self.epoch, self.rev) if self.epoch else NOWHERE,
+            held=held,
+            derived_errors=0,
+            repair=self.repair_wanted,
+            removed=[inst.id for inst in goers],
+        )
+
+    def _hold(self, undecided: list[Inst], guard: Guard) -> None:
+        at = self._emit(
+            "registry:preserving",
+            ids=[inst.id for inst in undecided],
+            reason=f"{len(undecided)} of {len(self.instances)} leases ended together",
+        )
+        if self.guard_since is None:
+            self.guard_since = self.lease_now
+        for inst in undecided:
+            longest = int(guard.max_hold.total_seconds() * 1000)
+            inst.deadline = self.lease_now + min(inst.entry.ttl_ms, longest)
+            inst.held = True
+            inst.revision = at
+            self._date(inst)
+
+    def _due(self) -> list[Inst]:
+        late = [inst for inst in self.instances.values() if inst.deadline < self.lease_now]
+        return sorted(late, key=lambda inst: (inst.deadline, inst.id))
+
+    def repair(self) -> None:
+        """All of it."""
+        self._tick()
+        for inst in self.instances.values():
+            if inst.deadline >= self.lease_now:
+                self._date(inst)
+        self.repair_wanted = False
+
+    def forget_tombstones(self, retention_ms: int) -> int:
+        self._tick()
+        old = [i for i, (_, at) in self.tombstones.items() if self.now_ms - at > retention_ms]
+        for identity in old:
+            del self.tombstones[identity]
+            if identity not in self.instances:
+                self.admin.pop(identity, None)
+                self.until.pop(identity, None)
+        return len(old)
