@@ -105,7 +105,7 @@ class Follower:
                     position=str(self.position),
                     found=str(change.at),
                 )
-                return
+                break
             self._consumer.apply(change)
             self.position = change.at
             self._remember(change)
@@ -119,12 +119,11 @@ class Follower:
 
     async def _load(self) -> None:
         started = time.perf_counter()
-        position = await self._consumer.load()
+        self._must_load = True  # until all of it is done
+        self.position = await self._consumer.load()
         self._tail.clear()
-        for change in await self._stream.newest(TAIL):
-            if change.at <= position:
-                self._remember(change)
-        self.position = position
+        if change := await self._stream.at(self.position):
+            self._remember(change)
         self.loaded = True
         self._must_load = False
         self._metrics.snapshots.inc()

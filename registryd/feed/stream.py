@@ -55,13 +55,6 @@ class ChangeStream:
         )
         return _change(reply[0]) if reply else None
 
-    async def newest(self, count: int) -> list[Change]:
-        """The last `count` entries, oldest first."""
-        reply = await self._connection.call(
-            "XREVRANGE", self._keys.stream, "+", "-", "COUNT", count
-        )
-        return [_change(entry) for entry in reversed(reply)]
-
     async def head(self) -> Revision:
         """The revision the store is at: (0, 0) for an empty one."""
         epoch, rev = await self._connection.call("HMGET", self._keys.meta, "epoch", "rev")

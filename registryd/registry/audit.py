@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from registryd.errors import StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.registry.store import RegistryStore
 from registryd.storage.connection import Connection
@@ -31,6 +32,13 @@ class Auditor:
         self._metrics = metrics
         self._retention_ms = int(tombstone_retention.total_seconds() * 1000)
 
+    async def turn(self) -> None:
+        """A pass, for a supervised loop. A store that is away ends it; the next one begins anew."""
+        try:
+            await self.audit()
+        except StorageUnavailable:
+            pass
+
     async def audit(self) -> int:
         """One pass over everything; answers with how much was put right."""
         written = await self._write_missing()
@@ -54,7 +62,7 @@ class Auditor:
     async def _drop_stale_members(self) -> int:
         prefix = self._keys.index("")
         dropped = 0
-        async for name in self._connection.scan(prefix, CHUNK):
+        async for name in self._connection.scan(prefix, CHUNK, kind="set"):
             async for members in self._connection.members("SSCAN", name, CHUNK):
                 dropped += await self._store.audit("index", name[len(prefix) :], *members)
         return dropped

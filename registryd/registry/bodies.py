@@ -57,13 +57,14 @@ def _agree(fields: dict[str, Any], key: str, value: str, *, also: str = "") -> N
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """RFC 7386, but a null where there is one already stays: what was read can be sent back."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
     for key, value in patch.items():
         if value is None:
-            result.pop(key, None)
+            if result.get(key) is not None:
+                del result[key]
         else:
             result[key] = merge(result.get(key), value)
     return result

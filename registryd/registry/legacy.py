@@ -13,8 +13,10 @@ def registration_of(body: LegacyRegistration) -> Registration:
     Raises Invalid, pointing into the body as it came.
     """
     metadata: dict[str, Any] = dict(body.service_metadata)
-    instance_id = metadata.pop("instance_id", None) or None
+    instance_id = metadata.pop("instance_id", None)
     status = metadata.pop("status", None)
+    if instance_id == "":
+        instance_id = None
     if instance_id is not None and not (
         isinstance(instance_id, str) and INSTANCE_ID_RE.fullmatch(instance_id)
     ):
@@ -31,6 +33,16 @@ def registration_of(body: LegacyRegistration) -> Registration:
         fields["instanceId"] = instance_id
     if body.health_check_url is not None:
         fields["healthCheck"] = {"url": body.health_check_url}
-    if status in CLAIMS:
+    if isinstance(status, str) and status in {*CLAIMS, "down"}:
         fields["health"] = {"status": status}
-    return parse(Registration, fields)
+    try:
+        return parse(Registration, fields)
+    except Invalid as error:
+        raise Invalid(
+            _as_it_came(error.detail),
+            errors=[FieldError(_as_it_came(one.pointer), one.detail) for one in error.errors],
+        ) from None
+
+
+def _as_it_came(pointer: str) -> str:
+    return pointer.replace("/metadata", "/service_metadata", 1)

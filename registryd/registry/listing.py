@@ -279,23 +279,35 @@ class ListingCache:
     def put(self, key: str, listing: Listing) -> None:
         before = self._kept.pop(key, None)
         if before is not None:
-            self._size -= before.size
-        if listing.size > self._limit // 4:
+            self._size -= _weight(key, before)
+        if _weight(key, listing) > self._limit // 4:
             return
         self._kept[key] = listing
-        self._size += listing.size
+        self._size += _weight(key, listing)
+        self._shrink()
+
+    def _shrink(self) -> None:
         while self._size > self._limit:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= oldest.size
+            key, oldest = self._kept.popitem(last=False)
+            self._size -= _weight(key, oldest)
 
     def keep_encoded(self, key: str, listing: Listing, encoding: str, body: bytes) -> None:
         """Adds a compressed form to an answer, and counts it if the answer is still kept."""
-        kept = self._kept.get(key) is listing
-        if kept:
-            self._size -= listing.size
+        before = listing.size
         listing.encoded[encoding] = body
-        if kept:
-            self._size += listing.size
+        if self._kept.get(key) is listing:
+            self._size += listing.size - before
+            self._shrink()
+
+    @property
+    def size(self) -> int:
+        """Bytes held, never more than the limit."""
+        return self._size
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def _weight(key: str, listing: Listing) -> int:
+    """A query may be longer than its answer."""
+    return len(key) + listing.size

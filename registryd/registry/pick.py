@@ -65,8 +65,9 @@ def choose(able: Sequence[Instance], wish: Wish, *, dice: random.Random, turn: i
 def _score(instance: Instance, key: str) -> float:
     """Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables",
     2005): when an instance comes or goes only the keys that choose it move."""
-    digest = hashlib.blake2b(f"{instance.id}\0{key}".encode(), digest_size=8).digest()
-    uniform = (int.from_bytes(digest) + 1) / (2**64 + 1)
+    # 48 bits: more would round to 1.0 now and then, whose logarithm is 0.
+    digest = hashlib.blake2b(f"{instance.id}\0{key}".encode(), digest_size=6).digest()
+    uniform = (int.from_bytes(digest) + 1) / (2**48 + 1)
     return -(instance.weight or 1) / math.log(uniform)
 
 

@@ -6,7 +6,7 @@ The store is not asked here, but by a reader who wants `consistency=strong`.
 import asyncio
 import gzip
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -59,6 +59,7 @@ class Reads:
         *,
         cache_bytes: int,
         closing: asyncio.Event,
+        catch_up: timedelta = CATCH_UP,
     ) -> None:
         self._view = view
         self._follower = follower
@@ -67,6 +68,7 @@ class Reads:
         self._misses = metrics.cache_lookups.labels("miss")
         self._not_modified = metrics.not_modified
         self._closing = closing
+        self._catch_up = catch_up
 
     async def fresh(self, request: Request) -> None:
         """Waits until the view is as fresh as asked. Raises NotReady, PreconditionFailed, Malformed or,
@@ -75,7 +77,7 @@ class Reads:
             raise NotReady("this node is still loading the registry; try again in a moment")
         if not request.raw.query_string:
             return
-        if (text := request.one("maxStaleMs")) is not None:
+        if text := request.one("maxStaleMs"):
             self._check_staleness(text)
         match request.one("consistency"):
             case None | "" | "default":
@@ -86,20 +88,20 @@ class Reads:
                 raise Malformed(f"consistency: expected default or strong, found {other[:40]!r}")
         if text := request.one("minRevision"):
             wanted = parse_revision(text, what="minRevision")
+            await self._within(self._follower.reached(wanted), f"revision {text}")
             if wanted.epoch < self._view.revision.epoch and wanted != NOWHERE:
                 raise PreconditionFailed(
                     f"minRevision: {text} is of an older epoch, the store has lost or replaced its history "
                     f"since; read again without it (now at {self._view.revision})"
                 )
-            await self._within(self._follower.reached(wanted), f"revision {text}")
 
-    async def _within(self, reached: Callable[[], object] | object, what: str) -> None:
+    async def _within(self, reached: Awaitable[None], what: str) -> None:
         try:
-            async with asyncio.timeout(CATCH_UP.total_seconds()):
-                await reached  # type: ignore[misc]
+            async with asyncio.timeout(self._catch_up.total_seconds()):
+                await reached
         except TimeoutError:
             raise NotReady(
-                f"this node did not reach {what} within {CATCH_UP.total_seconds():.0f} s; it is at "
+                f"this node did not reach {what} within {self._catch_up.total_seconds():g} s; it is at "
                 f"{self._view.revision}"
             ) from None
 
@@ -143,19 +145,30 @@ class Reads:
         """Holds a long poll: returns when the answer may have changed since `since`, or at the end of
         `wait`. Returns at once without either."""
         since_text, wait = request.one("since"), _wait(request)
-        if not since_text or wait is None:
+        since = parse_revision(since_text, what="since") if since_text else None
+        if since is None or wait is None:
             return []
-        since = parse_revision(since_text, what="since")
-        deadline = asyncio.get_running_loop().time() + wait.total_seconds()
-        while not self._closing.is_set() and not self._may_differ(since, groups):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._follower.advanced()
-            except TimeoutError:
-                break
+        try:
+            async with asyncio.timeout(wait.total_seconds()):
+                while not self._closing.is_set() and not self._may_differ(since, groups):
+                    await self._advanced()
+        except TimeoutError:
+            pass  # then the answer is what it was
         if "wait" in (request.headers.get("Prefer") or ""):
             return [("Preference-Applied", f"wait={wait.total_seconds():.0f}")]
         return []
+
+    async def _advanced(self) -> None:
+        """Returns at the next batch of changes, or when the daemon shuts down."""
+        waits = [
+            asyncio.ensure_future(self._follower.advanced()),
+            asyncio.ensure_future(self._closing.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _may_differ(self, since: Revision, groups: Groups) -> bool:
         now = self._view.revision
@@ -168,6 +181,7 @@ class Reads:
         await self.fresh(request)
         groups = query.filters.groups
         extra = await self.changed(request, groups)
+        extra.append(("Vary", "Accept-Encoding"))  # of any size: a 304 does not know it
         if reply := self.unchanged(request, groups):
             return reply.with_headers(extra)
         listing = self._cache.get(query.key)
@@ -179,14 +193,13 @@ class Reads:
             self._cache.put(query.key, listing)
         reply = Reply(200, listing.body, headers=self.headers(listing.revision))
         if listing.next is not None:
-            reply.headers.append(("Link", _next_link(request, listing.next)))
+            reply.headers.append(("Link", next_link(request, listing.next)))
         await self._compress(request, query.key, listing, reply)
         return reply.with_headers(extra)
 
     async def _compress(self, request: Request, key: str, listing: Listing, reply: Reply) -> None:
         if len(listing.body) < COMPRESS_FROM:
             return
-        reply.headers.append(("Vary", "Accept-Encoding"))
         encoding = best_encoding(request.headers.get("Accept-Encoding"))
         if encoding is None:
             return
@@ -279,7 +292,14 @@ def compress(body: bytes, encoding: str) -> bytes:
     return gzip.compress(body, compresslevel=5, mtime=0)
 
 
-def _next_link(request: Request, cursor: str) -> str:
-    parameters = [(name, value) for name, value in request.query.items() if name != "cursor"]
+def next_link(request: Request, cursor: str) -> str:
+    """The Link header to the page after this one."""
+    # With `since` any cursor is ignored.
+    parameters = [
+        (name, value) for name, value in request.query.items() if name not in _OF_ONE_PAGE
+    ]
     path = request.raw.rel_url.raw_path
     return f'<{path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
+
+
+_OF_ONE_PAGE: Final = frozenset({"cursor", "since", "wait"})

@@ -17,7 +17,8 @@ from registryd.feed.revision import NOWHERE, Revision
 from registryd.registry.document import Admin, Row, terms_of
 from registryd.registry.types import HealthCheck, InstanceFields
 from registryd.storage.keys import Keys
-from registryd.storage.scripts import Argument, ScriptRunner
+from registryd.storage.pipelined import Argument
+from registryd.storage.scripts import ScriptRunner
 
 SCHEMA: Final = "1"
 SWEEP_LIMIT: Final = 100

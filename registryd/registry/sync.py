@@ -37,7 +37,7 @@ class ViewSync:
             cursor = page.cursor
             if cursor == 0:
                 break
-        self._view.replace(contents, start)
+        self._view.replace(contents, start, page.revision)
         return start
 
     def apply(self, change: Change) -> None:

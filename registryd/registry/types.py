@@ -4,8 +4,9 @@ Pure: shapes and their validation, no store, no HTTP. camelCase on the wire, sna
 accepted. Case conversion never enters `metadata`, `parameters`, `constraints`, `inputs`, `outputs`.
 """
 
+import hashlib
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -17,7 +18,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    RootModel,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -130,6 +133,10 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _shown_as(pattern: re.Pattern[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$"})
+
+
 _ALLOWED: Final = {
     NAME_RE: '". _ -"',
     INSTANCE_ID_RE: '". _ - : ~"',
@@ -141,7 +148,7 @@ _ALLOWED: Final = {
 def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise PydanticCustomError("endpoint", "not a URL: {why}", {"why": str(error)}) from error
     if parts.scheme.lower() not in SCHEMES or not host:
@@ -150,6 +157,8 @@ def _endpoint(text: str) -> str:
             "expected an absolute URL such as http://10.0.0.7:8080; known schemes are {schemes}",
             {"schemes": ", ".join(SCHEMES)},
         )
+    if port == 0:
+        raise PydanticCustomError("endpoint", "nothing listens on port 0", {})
     if parts.username is not None or parts.password is not None:
         raise PydanticCustomError("endpoint", "a URL here must not carry a user or password", {})
     if not text.isascii() or any(c <= " " or c in '"<>\\^`{|}' for c in text):
@@ -163,20 +172,62 @@ def _plain_text(text: str) -> str:
     return text
 
 
+def _or_none(value: Any) -> Any:
+    """The microservice clients send "" for what they do not know."""
+    return None if value == "" else value
+
+
 def _known_status(value: Any) -> Any:
     return HealthStatus.UNHEALTHY if value == "down" else value
 
 
-Name = Annotated[str, _matching(NAME_RE, "a name")]
-InstanceId = Annotated[str, _matching(INSTANCE_ID_RE, "an instance id")]
-Tag = Annotated[str, _matching(TAG_RE, "a tag or capability")]
+def _flag(value: Any) -> Any:
+    """Some clients have no booleans; words such as "yes" or "off" are more likely a mistake."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def _time_text(value: Any) -> Any:
+    """Numbers, also such as text, could be seconds or milliseconds: pydantic would guess."""
+    if not (isinstance(value, str) and _TIME_RE.match(value)):
+        raise PydanticCustomError("time", "expected a time such as 2030-01-31T12:00:00Z", {})
+    return value
+
+
+_TIME_RE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise PydanticCustomError("naive_time", "give an offset, such as Z or +02:00", {})
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("time", "is too far away", {}) from None
+
+
+Name = Annotated[str, _matching(NAME_RE, "a name"), _shown_as(NAME_RE)]
+InstanceId = Annotated[str, _matching(INSTANCE_ID_RE, "an instance id"), _shown_as(INSTANCE_ID_RE)]
+Tag = Annotated[str, _matching(TAG_RE, "a tag or capability"), _shown_as(TAG_RE)]
 Environment = Annotated[Name, AfterValidator(canonical_environment)]
 Endpoint = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_endpoint)]
 Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_plain_text)]
-Version = Annotated[str, _matching(VERSION_RE, "a version")]
+Version = Annotated[str, _matching(VERSION_RE, "a version"), _shown_as(VERSION_RE)]
 Status = Annotated[HealthStatus, BeforeValidator(_known_status)]
 Incarnation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
-TtlSeconds = Annotated[int, Field(ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS, strict=True)]
+Flag = Annotated[
+    bool,
+    BeforeValidator(_flag),
+    Field(strict=True),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}]}),
+]
+Time = Annotated[
+    datetime,
+    BeforeValidator(_time_text),
+    AfterValidator(_utc),
+    Field(description="RFC 3339 with an offset"),
+]
+WholeNumber = Annotated[int, Field(strict=True)]
+TtlSeconds = Annotated[WholeNumber, Field(ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS)]
 
 
 class Shape(BaseModel):
@@ -232,13 +283,15 @@ class HealthCheck(Shape):
     headers: Annotated[dict[str, Line], Field(max_length=32)] | None = None
     body: Annotated[str, StringConstraints(max_length=8192)] | None = None
     expected_status_codes: (
-        Annotated[list[Annotated[int, Field(ge=100, le=599)]], Field(min_length=1, max_length=64)]
+        Annotated[
+            list[Annotated[WholeNumber, Field(ge=100, le=599)]], Field(min_length=1, max_length=64)
+        ]
         | None
     ) = None
-    interval_ms: Annotated[int, Field(ge=100, le=86_400_000)] = 30_000
-    timeout_ms: Annotated[int, Field(ge=1, le=300_000)] = 5_000
-    failure_threshold: Annotated[int, Field(ge=1, le=100)] = 3
-    success_threshold: Annotated[int, Field(ge=1, le=100)] = 2
+    interval_ms: Annotated[WholeNumber, Field(ge=100, le=86_400_000)] = 30_000
+    timeout_ms: Annotated[WholeNumber, Field(ge=1, le=300_000)] = 5_000
+    failure_threshold: Annotated[WholeNumber, Field(ge=1, le=100)] = 3
+    success_threshold: Annotated[WholeNumber, Field(ge=1, le=100)] = 2
 
     @field_validator("headers")
     @classmethod
@@ -250,6 +303,9 @@ class HealthCheck(Shape):
 
     @model_validator(mode="after")
     def _timeout_within_interval(self) -> Self:
+        if "timeout_ms" not in self.model_fields_set:
+            # A short interval alone is no mistake: the default gives way.
+            object.__setattr__(self, "timeout_ms", min(self.timeout_ms, self.interval_ms // 2))
         if self.timeout_ms >= self.interval_ms:
             raise PydanticCustomError(
                 "timeout",
@@ -276,7 +332,7 @@ class InstanceFields(Shape):
     version: Version | None = None
     api_version: Version | None = None
     zone: Name | None = None
-    weight: Annotated[int, Field(ge=0, le=65_535, strict=True)] = 1
+    weight: Annotated[WholeNumber, Field(ge=0, le=65_535)] = 1
     capabilities: Annotated[
         list[Annotated[Capability, BeforeValidator(_capability)]],
         Field(max_length=MAX_CAPABILITIES),
@@ -328,22 +384,15 @@ class AdminState(StrEnum):
 class Maintenance(Shape):
     """Body of `PUT …/maintenance`."""
 
-    enabled: bool
+    enabled: Flag
     reason: Line | None = None
-    until: Annotated[datetime, Field(description="RFC 3339 with an offset")] | None = None
-
-    @field_validator("until")
-    @classmethod
-    def _aware(cls, until: datetime | None) -> datetime | None:
-        if until is not None and until.tzinfo is None:
-            raise PydanticCustomError("naive_time", "give an offset, such as Z or +02:00", {})
-        return until
+    until: Time | None = None
 
 
 class Drain(Shape):
     """Body of `PUT …/drain`."""
 
-    seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
+    seconds: Annotated[WholeNumber, Field(ge=0, le=86_400)] = 30
 
 
 class Heartbeat(Shape):
@@ -374,7 +423,7 @@ class LegacyRegistration(BaseModel):
 
     service_name: Name
     service_url: Endpoint
-    health_check_url: Endpoint | None = None
+    health_check_url: Annotated[Endpoint | None, BeforeValidator(_or_none)] = None
     service_metadata: dict[str, Any] = {}
 
 
@@ -399,7 +448,11 @@ def default_instance_id(endpoint: str) -> str:
     port = parts.port or SCHEMES.get(parts.scheme.lower())
     host = parts.hostname or ""
     text = re.sub(r"[^A-Za-z0-9._-]", "-", f"{host}-{port}" if port else host)
-    return (text if text[:1].isalnum() else f"i{text}")[:128]
+    text = text if text[:1].isalnum() else f"i{text}"
+    if len(text) <= 128:
+        return text
+    # Cut off, the ports of one long host would be one instance.
+    return f"{text[:119]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 class Answer(BaseModel):
@@ -473,6 +526,19 @@ class ServiceShown(InstanceShown):
     instances: list[InstanceShown]
 
 
+class InstanceArray(RootModel[list[InstanceShown]]):
+    """A bare array of instances."""
+
+
+class ServiceOrInstances(RootModel[ServiceShown | list[InstanceShown]]):
+    """A service, or with `view=instances` its instances."""
+
+
+class Change(RootModel[dict[str, Any]]):
+    """Fields of an instance to merge into it (RFC 7386); null takes a field away, but `healthCheck:
+    null` switches checking off."""
+
+
 class ServiceList(Answer):
     """`services`, or `instances` with `view=instances`. With `fields`, their objects hold only those."""
 
@@ -536,6 +602,16 @@ class LegacyStatus(BaseModel):
 
 class LifeSign(Answer):
     status: Literal["healthy"]
+
+
+class RegistryHealth(Answer):
+    status: Literal["healthy", "degraded", "unhealthy"]
+    state: Literal["ready", "degraded", "loading", "stale", "draining"]
+    version: str
+    store: dict[str, Any]
+    view: dict[str, Any]
+    expiry_guard: dict[str, Any]
+    loops: dict[str, dict[str, Any]]
 
 
 class Readiness(Answer):

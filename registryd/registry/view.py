@@ -198,13 +198,14 @@ class View:
         """The instances of a service, by id."""
         return sorted(self.contents.services.get(service, ()), key=_by_instance_id)
 
-    def replace(self, contents: Contents, revision: Revision) -> None:
-        """Takes what a snapshot held at `revision` or a little later. All queries count as changed."""
+    def replace(self, contents: Contents, revision: Revision, end: Revision) -> None:
+        """Takes what a snapshot held somewhere between `revision` and `end`. All queries count as
+        changed, up to `end`: of a change that the snapshot already held `apply` sees nothing to stamp."""
         self.contents = contents
         self.revision = revision
         self.generation += 1
         self._stamps = {}
-        self._floor = revision.rev
+        self._floor = max(revision.rev, end.rev)
 
     def apply(self, change: Change) -> None:
         fields = change.fields

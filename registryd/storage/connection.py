@@ -15,21 +15,12 @@ from urllib.parse import urlsplit
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from registryd.errors import StorageUnavailable
 from registryd.metrics import Metrics
+from registryd.storage.pipelined import Argument, Pipelined
 
 REFUSALS: Final = {
     "OOM": "the store is out of memory",
@@ -43,10 +34,14 @@ REFUSALS: Final = {
     "TRYAGAIN": "the store is moving its data",
     "UNBLOCKED": "the store changed its role",
     "NOPERM": "the store's user lacks a right that registryd needs",
+    "ACL failure": "the store's user lacks a right that registryd needs",
     "NOAUTH": "the store asks for a password (setting redis.password)",
     "WRONGPASS": "the store refused the user or password",
 }
-"""Replies that mean "not now" or "not as you are", by their first word."""
+"""Replies that mean "not now" or "not as you are", by their first word; scripts put it further on."""
+
+RESEND: Final = (timedelta(milliseconds=10), timedelta(milliseconds=50))
+"""Pauses before a script is sent again over a new connection."""
 
 BLOCK: Final = timedelta(seconds=1)
 """How long a blocking read waits for news before it answers with none."""
@@ -67,6 +62,7 @@ class Connection:
     ) -> None:
         self.address = _address(url)
         self._metrics = metrics
+        self._patience = command_timeout.total_seconds()
         self.client = _client(
             url,
             password,
@@ -76,27 +72,51 @@ class Connection:
             Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 2),
         )
         self.blocking = _client(url, password, connect_timeout, BLOCK * 2, 4, Retry(NoBackoff(), 0))
+        self._pipelined = Pipelined(
+            self.client.connection_pool, timeout_seconds=command_timeout.total_seconds()
+        )
 
     async def close(self) -> None:
+        await self._pipelined.close()
         await self.client.aclose()
         await self.blocking.aclose()
 
-    async def call(self, *command: str | bytes | int) -> Any:
+    async def call(self, *command: Argument) -> Any:
         """One command's reply, as bytes, ints, lists and maps. Raises StorageUnavailable; any other
         refusal of the store is passed on."""
         with self.mapped_errors():
-            return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+            # The client's own limit holds for each attempt and each step of connecting: a store that
+            # hangs would keep its callers for many times as long.
+            async with asyncio.timeout(self._patience):
+                return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def blocking_call(self, *command: str | bytes | int) -> Any:
+    async def script_call(self, *command: Argument) -> Any:
+        """Like `call`, over the connection that all share, for what may be sent twice: it is sent again
+        when that connection breaks."""
+        with self.mapped_errors():
+            for delay in RESEND:
+                try:
+                    return await self._pipelined.call(*command)
+                except RedisConnectionError:
+                    await asyncio.sleep(delay.total_seconds())
+            return await self._pipelined.call(*command)
+
+    async def blocking_call(self, *command: Argument) -> Any:
         """Like `call`, for a command that waits up to BLOCK; never sent twice."""
         with self.mapped_errors():
             return await self.blocking.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def scan(self, prefix: str, count: int) -> AsyncIterator[str]:
-        """The names of all keys that start with `prefix`. Raises StorageUnavailable."""
+    async def scan(
+        self, prefix: str, count: int, *, kind: Literal["set", "string"] | None = None
+    ) -> AsyncIterator[str]:
+        """The names of all keys that start with `prefix`, or of those of one kind. Raises
+        StorageUnavailable."""
+        only = () if kind is None else ("TYPE", kind)
         cursor = 0
         while True:
-            cursor, names = await self.call("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", count)
+            cursor, names = await self.call(
+                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", count, *only
+            )
             for name in names:
                 yield name.decode()
             if cursor == 0:
@@ -119,30 +139,19 @@ class Connection:
         """Turns whatever the client raises for an unreachable or unwilling store into StorageUnavailable."""
         try:
             yield
-        except (
-            RedisConnectionError,
-            RedisTimeoutError,
-            OSError,
-            asyncio.IncompleteReadError,
-        ) as error:
+        except RedisError as error:
+            refusal = _refusal(error)
+            if refusal is None and isinstance(error, ResponseError):
+                raise
+            self._metrics.store_errors.labels("refused" if refusal else "unreachable").inc()
+            raise StorageUnavailable(
+                f"{refusal} ({self.address})"
+                if refusal
+                else f"the store at {self.address} cannot be reached"
+            ) from error
+        except (OSError, asyncio.IncompleteReadError) as error:
             self._metrics.store_errors.labels("unreachable").inc()
             raise StorageUnavailable(f"the store at {self.address} cannot be reached") from error
-        except ResponseError as error:
-            word = str(error).split(" ", 1)[0]
-            refusal = REFUSALS.get(word)
-            if refusal is None:
-                refusal = next(
-                    (text for code, text in REFUSALS.items() if code in str(error)), None
-                )
-            if refusal is None:
-                raise
-            self._metrics.store_errors.labels("refused").inc()
-            raise StorageUnavailable(f"{refusal} ({self.address})") from error
-        except (AuthenticationError, AuthorizationError) as error:
-            self._metrics.store_errors.labels("refused").inc()
-            raise StorageUnavailable(
-                f"the store at {self.address} refused the user or password"
-            ) from error
         except (AttributeError, TypeError, RuntimeError) as error:
             # A connection that dies inside the client surfaces as an error about None (redis-py#3835, #4287).
             if not _came_from_client(error):
@@ -150,11 +159,6 @@ class Connection:
             self._metrics.store_errors.labels("unreachable").inc()
             raise StorageUnavailable(
                 f"the connection to the store at {self.address} broke"
-            ) from error
-        except RedisError as error:
-            self._metrics.store_errors.labels("unreachable").inc()
-            raise StorageUnavailable(
-                f"the store at {self.address} failed: {type(error).__name__}"
             ) from error
 
 
@@ -178,6 +182,17 @@ def _client(
         **credentials,
     )
     return Redis.from_pool(pool)
+
+
+def _refusal(error: RedisError) -> str | None:
+    """What a reply of the store means. Its first word is what counts, and the client takes that word
+    off the text of the replies that it knows itself; one that came while connecting it wraps."""
+    replies = (error, error.__cause__ or error.__context__)
+    code = next((code for one in replies if (code := getattr(one, "status_code", None))), "")
+    text = f"{code} {error}".strip()
+    return REFUSALS.get(text.partition(" ")[0]) or next(
+        (meaning for code, meaning in REFUSALS.items() if code in text), None
+    )
 
 
 def _address(url: str) -> str:

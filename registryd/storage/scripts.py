@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import ResponseError
 
 from registryd.metrics import Metrics
 from registryd.storage.connection import Connection
+from registryd.storage.pipelined import Argument
 
 LIBRARY: Final = "lib"
 
@@ -24,14 +25,15 @@ ALLOW_OOM: Final = frozenset(
         "claim_checks",
         "repair",
         "audit",
+        "snapshot",
+        "setup",
     }
 )
-"""Scripts that run on a store that is out of memory: they keep or free, they hardly add.
+"""Scripts that run on a store that is out of memory: they read, keep or free, they
+hardly add.
 
 Without it a full store would refuse heartbeats, and so expire everybody because it is full.
 """
-
-Argument = str | bytes | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,11 @@ class ScriptRunner:
         started = time.perf_counter()
         try:
             try:
-                return await self._connection.call("EVALSHA", script.sha, *tail)
-            except NoScriptError:
-                return await self._connection.call("EVAL", script.source, *tail)
+                return await self._connection.script_call("EVALSHA", script.sha, *tail)
+            except ResponseError as error:
+                if not str(error).startswith(("NOSCRIPT", "No matching script")):
+                    raise
+                return await self._connection.script_call("EVAL", script.source, *tail)
         finally:
             self._calls[name].inc()
             self._seconds[name].observe(time.perf_counter() - started)

@@ -16,6 +16,7 @@ from registryd.registry.document import Row
 from registryd.registry.store import Check, Claim, Entry, Guard, RegistryStore, Renewal, StoreLimits
 from registryd.storage.connection import Connection
 from registryd.storage.keys import CORE, Keys
+from registryd.storage.pipelined import Argument
 from registryd.storage.scripts import Script, ScriptRunner
 
 START: Final = 4_000_000_000_000
@@ -34,8 +35,8 @@ class Direct:
     def __init__(self, client: Redis) -> None:
         self._client = client
 
-    async def call(self, *command: str | bytes | int) -> Any:
-        return self._client.execute_command(*command)
+    async def script_call(self, *command: Argument) -> Any:
+        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 def settle(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -417,7 +418,7 @@ class Contents:
         ]
         for key in shown:
             pipe.get(key)
-            pipe.execute_command("PEXPIRETIME", key)
+            pipe.pexpiretime(key)
         for key in indexed:
             pipe.smembers(key)
         details = pipe.execute()

@@ -27,28 +27,29 @@ VERSIONS = ["1.0.0", "1.2", "2.0.0", "2.0.0-rc.1", "nightly"]
 capabilities = st.fixed_dictionaries(
     {"name": st.sampled_from(["sum", "sort"]), "version": st.sampled_from(VERSIONS)}
 )
-bodies = st.fixed_dictionaries(
-    {
-        "metadata": st.fixed_dictionaries(
-            {"owner": st.sampled_from(["nlp", "é"])},
-            optional={
-                "tags": st.lists(st.sampled_from(TAGS), max_size=2),
-                "environment": st.sampled_from(["prod", "staging"]),
-            },
-        ),
-        "capabilities": st.lists(
-            capabilities, max_size=2, unique_by=lambda c: (c["name"], c["version"])
-        ),
-    },
-    optional={
-        "version": st.sampled_from(VERSIONS),
-        "zone": st.sampled_from(["z1", "z2"]),
-        "models": st.lists(st.sampled_from(["m1", "m2"]), max_size=3),
-        "dependsOn": st.lists(st.sampled_from(SERVICES), max_size=2),
-        "weight": st.integers(0, 3),
-        "health": st.sampled_from(["", "healthy"]),
-    },
-)
+Fields = dict[str, st.SearchStrategy[Any]]
+
+required: Fields = {
+    "metadata": st.fixed_dictionaries(
+        {"owner": st.sampled_from(["nlp", "é"])},
+        optional={
+            "tags": st.lists(st.sampled_from(TAGS), max_size=2),
+            "environment": st.sampled_from(["prod", "staging"]),
+        },
+    ),
+    "capabilities": st.lists(
+        capabilities, max_size=2, unique_by=lambda c: (c["name"], c["version"])
+    ),
+}
+optional: Fields = {
+    "version": st.sampled_from(VERSIONS),
+    "zone": st.sampled_from(["z1", "z2"]),
+    "models": st.lists(st.sampled_from(["m1", "m2"]), max_size=3),
+    "dependsOn": st.lists(st.sampled_from(SERVICES), max_size=2),
+    "weight": st.integers(0, 3),
+    "health": st.sampled_from(["", "healthy"]),
+}
+bodies = st.fixed_dictionaries(required, optional=optional)
 names = st.builds("{}:{}".format, st.sampled_from(SERVICES), st.sampled_from(["i1", "i2", "i:3"]))
 
 
