@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any, Final
 
 import structlog
@@ -68,6 +69,12 @@ class Daemon:
             await self.stop()
             raise
 
+    def drain(self) -> None:
+        """Readiness fails, waiting readers are answered and connections end with their next answer;
+        everything else goes on until `stop`."""
+        self._closing.set()
+        self.pipeline.draining = True
+
     async def stop(self) -> None:
         """Readiness fails first, waiting readers are let go, what is under way ends, the store stops last."""
         self._closing.set()
@@ -93,9 +100,9 @@ class Daemon:
         loops.start("follower", self.follower.turn)
         await self._first_load()
         loops.start(
-            "sweep", self.reaper.sweep, pause=settings.registry.sweep_interval.total_seconds()
+            "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
-        loops.start("audit", self.auditor.audit, pause=AUDIT_EVERY.total_seconds())
+        loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -191,8 +198,9 @@ class Daemon:
             max_stale=lambda: self.settings.view.max_stale,
         )
         table = [*services.table(), *node.table()]
-        self.description = openapi.document(table, title=TITLE, version=__version__)
-        node.description = codec.dumps(self.description)
+        # Made when somebody asks: it takes longer than everything else at the start together.
+        self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
+        node.describe = cache(lambda: codec.dumps(self.describe()))
         self.pipeline = Pipeline(
             Router(table),
             metrics,
@@ -210,4 +218,4 @@ def openapi_document() -> dict[str, Any]:
     """The description of the whole HTTP interface, without running anything."""
     daemon = Daemon(Settings())
     daemon.wire(Connection("redis://localhost", daemon.metrics), {})
-    return daemon.description
+    return daemon.describe()

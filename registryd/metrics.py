@@ -78,8 +78,6 @@ class Metrics:
         )
         self.not_modified = counter("not_modified", "Reads answered 304.")
 
-        self.loop_failures = gauge("loop_failures", "Failed turns of a background loop.", "loop")
-
     def on_scrape(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Adds figures that are read when somebody asks, rather than kept up to date."""
         self.registry.register(_OnScrape(collect))

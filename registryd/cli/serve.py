@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,10 @@ log = structlog.get_logger(__name__)
 Flags = Mapping[str, object]
 Environ = Mapping[str, str]
 Reread = Callable[[], Settings]
+
+NOTICE: Final = timedelta(seconds=1)
+"""How long after SIGTERM new connections are still served, while load balancers and clients learn of
+it: whoever comes in that moment would otherwise be refused."""
 
 
 def run(config: Path | None, flags: Flags, environ: Environ) -> None:
@@ -42,12 +47,13 @@ def _runner() -> asyncio.Runner:
 
 async def _serve(settings: Settings, reread: Reread) -> None:
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    told: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, told.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, log.warning, "still starting, nothing to reload yet")
     daemon = Daemon(settings)
     start = asyncio.create_task(daemon.start())
-    end = asyncio.create_task(ended.wait())
+    end = asyncio.create_task(told.get())
     await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
     if not start.done():
         start.cancel()
@@ -57,8 +63,12 @@ async def _serve(settings: Settings, reread: Reread) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: reload(daemon, reread))
     if sys.stderr.isatty():
         sys.stderr.write(banner(daemon))
-    await end
+    number = await end
     log.info("stopping")
+    daemon.drain()
+    if number == signal.SIGTERM:  # who sits at a terminal waits for nobody to look elsewhere
+        notice = min(NOTICE, settings.server.shutdown_grace)
+        await asyncio.sleep(notice.total_seconds())
     await daemon.stop()
     log.info("stopped")
 

@@ -54,8 +54,12 @@ class Supervisor:
         self, state: LoopState, turn: Callable[[], Awaitable[object]], pause: float
     ) -> None:
         backoff = Backoff(base=0.05, cap=5.0)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  only ever run as a task
         try:
-            while True:
+            # A turn may swallow its cancellation: asyncio.wait_for of Python 3.11 does, and redis-py
+            # writes with it. Without this look the loop would sleep on, and `stop` would wait for it.
+            while not task.cancelling():
                 try:
                     await turn()
                 except Exception as error:
@@ -66,7 +70,7 @@ class Supervisor:
                 else:
                     state.last_beat = time.monotonic()
                     backoff.reset()
-                    if pause:
+                    if pause and not task.cancelling():
                         await asyncio.sleep(pause)
         finally:
             state.running = False

@@ -8,17 +8,23 @@ import base64
 import binascii
 import itertools
 import json
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from registryd.errors import Malformed
 from registryd.feed.revision import Revision
 from registryd.registry.query import FIELDS, Filters
 from registryd.registry.types import PREFERENCE
+from registryd.registry.types import identity as identity_of
 from registryd.registry.versions import sort_key
-from registryd.registry.view import Instance, View
+from registryd.registry.view import Instance, Point, View
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
 
 Shape = Literal["services", "instances"]
 
@@ -68,25 +74,79 @@ def holds(listing: Listing, view: View, groups: Iterable[tuple[str, ...]]) -> bo
 
 def render(view: View, filters: Filters, page: Page) -> Listing:
     """The answer to a query, made from the view as it is."""
-    found = filters.select(view)
-    items: Sequence[_Item]
-    if page.shape == "services":
-        items = _by_service(found)
+    contents = view.contents
+    if filters.expression is not None:
+        return render_matched(view.at(), filters.select(view), page)
+    ids = filters.ids(contents)
+    if ids is None:
+        found = _Found(contents.names, contents.services, contents.by_id, len(contents.by_id))
     else:
-        items = [_Item(i.service, i.instance_id, i, ()) for i in found]
-    total = len(items)
-    chosen, more = _cut(items, page)
-    wrote = [_instance(item, page) if not item.members else _service(item, page) for item in chosen]
-    cursor = _cursor(chosen[-1], page) if more else None
+        found = _grouped(ids, contents.by_id)
+    return _rendered(view.at(), found, page)
+
+
+def render_matched(at: Point, matched: Iterable[Instance], page: Page) -> Listing:
+    """The same from instances that were matched earlier, when the view was `at` that point."""
+    by_id = {instance.id: instance for instance in matched}
+    return _rendered(at, _grouped(by_id, by_id), page)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What matched: services in order, and the ids of their instances."""
+
+    names: Sequence[str]
+    members: Mapping[str, list[str]]
+    by_id: Mapping[str, Instance]
+    total: int
+
+    def instances(self, name: str) -> list[Instance]:
+        by_id = self.by_id
+        return [by_id[identity] for identity in self.members[name]]
+
+
+def _grouped(ids: Collection[str], by_id: Mapping[str, Instance]) -> _Found:
+    groups: dict[str, list[str]] = {}
+    for identity in ids:
+        service = by_id[identity].service
+        members = groups.get(service)
+        if members is None:
+            groups[service] = [identity]
+        else:
+            members.append(identity)
+    for members in groups.values():
+        members.sort()
+    return _Found(sorted(groups), groups, by_id, len(ids))
+
+
+def _rendered(at: Point, found: _Found, page: Page) -> Listing:
     # Where nothing was ever written there is no revision to speak of; 0-0 stands for it.
-    body = b'{"%b":[%b],"total":%d,"revision":"%b","next":%b}' % (
-        page.shape.encode(),
-        b",".join(wrote),
+    rows: list[bytes]
+    if page.shape == "services":
+        total = len(found.names)
+        names, more = _services(found, page)
+        rows = [service_object(found.instances(name)) for name in names]
+        last = (names[-1], "") if names else None
+    else:
+        total = found.total
+        instances, more = _instances(found, page)
+        rows = [instance.fragment for instance in instances]
+        last = (instances[-1].service, instances[-1].instance_id) if instances else None
+    if page.fields:
+        rows = [_masked(row, page.fields) for row in rows]
+    cursor = _cursor(found, last, page) if more and last is not None else None
+    head = b'{"%b":[' % page.shape.encode()
+    tail = b'],"total":%d,"revision":"%b","next":%b}' % (
         total,
-        str(view.revision).encode(),
+        str(at.revision).encode(),
         json.dumps(cursor).encode(),
     )
-    return Listing(body, view.revision, view.generation, total, cursor)
+    # Joined once: a list of ten thousand is copied no more often than it must be.
+    if rows:
+        rows[0] = head + rows[0]
+        rows[-1] += tail
+    body = b",".join(rows) if rows else head + tail
+    return Listing(body, at.revision, at.generation, total, cursor)
 
 
 def array(instances: Sequence[Instance]) -> bytes:
@@ -96,69 +156,96 @@ def array(instances: Sequence[Instance]) -> bytes:
 
 def service_object(members: Sequence[Instance]) -> bytes:
     """A service: the fields of its best instance, its `url`, and its `instances` (not none)."""
-    best = min(members, key=_betterness)
-    head = best.fragment[:-1]
-    endpoint = json.loads(best.document)["endpoint"]
-    return b'%b,"url":%b,"instances":[%b]}' % (
-        head,
-        json.dumps(endpoint).encode(),
+    best = members[0] if len(members) == 1 else min(members, key=betterness)
+    return b'%b,"url":"%b","instances":[%b]}' % (
+        best.fragment[:-1],
+        best.endpoint.encode(),
         b",".join([instance.fragment for instance in members]),
     )
 
 
-def _betterness(instance: Instance) -> tuple[tuple[bool, int, bool], str]:
-    return instance.rank, instance.instance_id
+def betterness(instance: Instance) -> tuple[tuple[bool, int, bool], str]:
+    """Less is better; the same order everywhere."""
+    return instance.rank, instance.id
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A row of a list: an instance, or a service by its best instance with its `members`."""
-
-    service: str
-    instance_id: str
-    best: Instance
-    members: Sequence[Instance]
-
-
-def _by_service(found: list[Instance]) -> list[_Item]:
-    found.sort(key=lambda instance: (instance.service, instance.instance_id))
-    items = []
-    for service, group in itertools.groupby(found, key=lambda instance: instance.service):
-        members = list(group)
-        items.append(_Item(service, "", min(members, key=_betterness), members))
-    return items
+def _services(found: _Found, page: Page) -> tuple[Sequence[str], bool]:
+    """The names on the page, and whether more follow."""
+    if page.sort == "name":
+        return _cut(found.names, page, None if page.after is None else page.after[1])
+    value, key = _VALUES[page.sort], _KEYS[page.sort]
+    keyed = sorted(
+        (key(value(min(found.instances(name), key=betterness))), name) for name in found.names
+    )
+    after = None if page.after is None else (key(page.after[0]), page.after[1])
+    chosen, more = _cut(keyed, page, after)
+    return [name for _, name in chosen], more
 
 
-def _cut(items: Sequence[_Item], page: Page) -> tuple[Sequence[_Item], bool]:
-    """The items of the page in order, and whether more follow."""
-    key = _KEYS[page.sort]
-
-    def order(item: _Item) -> Any:
-        return key(_value(item, page.sort)), item.service, item.instance_id
-
-    if page.sort == "name" and page.shape == "services" and not page.descending:
-        ordered = list(items)
-    else:
-        ordered = sorted(items, key=order, reverse=page.descending)
+def _instances(found: _Found, page: Page) -> tuple[list[Instance], bool]:
+    """The instances on the page, and whether more follow."""
+    by_id = found.by_id
+    if page.sort == "name":
+        limit = found.total if page.limit is None else page.limit
+        ids = list(itertools.islice(_in_order(found, page), limit + 1))
+        return [by_id[identity] for identity in ids[:limit]], len(ids) > limit
+    value, key = _VALUES[page.sort], _KEYS[page.sort]
+    keyed = sorted(
+        (key(value(by_id[identity])), name, identity)
+        for name in found.names
+        for identity in found.members[name]
+    )
+    after = None
     if page.after is not None:
-        value, service, instance_id = page.after
-        last = (key(value), service, instance_id)
+        shown, service, instance_id = page.after
+        after = (key(shown), service, identity_of(service, instance_id))
+    chosen, more = _cut(keyed, page, after)
+    return [by_id[identity] for _, _, identity in chosen], more
+
+
+def _in_order(found: _Found, page: Page) -> Iterator[str]:
+    """The ids by service and id, from where the page begins."""
+    names: Sequence[str] = found.names
+    last = ""
+    if page.after is not None:
+        _, service, instance_id = page.after
+        last = identity_of(service, instance_id)
+        # With the service that the last page ended in: it may go on.
         if page.descending:
-            ordered = [item for item in ordered if order(item) < last]
+            names = names[: bisect_right(names, service)]
         else:
-            ordered = [item for item in ordered if order(item) > last]
-    if page.limit is None or len(ordered) <= page.limit:
-        return ordered, False
-    return ordered[: page.limit], True
+            names = names[bisect_left(names, service) :]
+    for name in reversed(names) if page.descending else names:
+        members: Sequence[str] = found.members[name]
+        if page.after is not None and name == page.after[1]:
+            if page.descending:
+                members = members[: bisect_left(members, last)]
+            else:
+                members = members[bisect_right(members, last) :]
+        yield from reversed(members) if page.descending else members
 
 
-def _value(item: _Item, sort: str) -> str:
-    """What an item is sorted by, as text."""
-    if sort == "name":
-        return ""  # service and instance id follow in the key anyway
-    if sort == "health":
-        return item.best.health.value
-    return str(json.loads(item.best.fragment).get(sort, ""))
+Row = TypeVar("Row", bound="SupportsRichComparison")
+
+
+def _cut(rows: Sequence[Row], page: Page, after: Row | None) -> tuple[list[Row], bool]:
+    """The part of ascending `rows` that the page shows, in its direction, and whether more follow."""
+    limit = len(rows) if page.limit is None else page.limit
+    if page.descending:
+        end = len(rows) if after is None else bisect_left(rows, after)
+        start = max(0, end - limit)
+        return list(reversed(rows[start:end])), start > 0
+    start = 0 if after is None else bisect_right(rows, after)
+    return list(rows[start : start + limit]), start + limit < len(rows)
+
+
+_VALUES: Final[Mapping[str, Callable[[Instance], str]]] = {
+    "registeredAt": lambda instance: instance.registered_at,
+    "updatedAt": lambda instance: instance.updated_at,
+    "health": lambda instance: instance.health.value,
+    "version": lambda instance: instance.version,
+}
+"""What instances are sorted by, as the text that a cursor holds."""
 
 
 def _text(value: str) -> str:
@@ -170,33 +257,31 @@ def _health_order(value: str) -> int:
 
 
 _KEYS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "name": _text,
     "registeredAt": _text,
     "updatedAt": _text,
     "health": _health_order,
-    "version": sort_key,
+    "version": lru_cache(maxsize=4096)(sort_key),
 }
 
 
-def _service(item: _Item, page: Page) -> bytes:
-    return _masked(service_object(item.members), page)
-
-
-def _instance(item: _Item, page: Page) -> bytes:
-    return _masked(item.best.fragment, page)
-
-
-def _masked(fragment: bytes, page: Page) -> bytes:
-    if not page.fields:
-        return fragment
+def _masked(fragment: bytes, fields: Iterable[str]) -> bytes:
     whole = json.loads(fragment)
-    shown = {name: whole[name] for name in page.fields if name in whole}
+    shown = {name: whole[name] for name in fields if name in whole}
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _cursor(item: _Item, page: Page) -> str:
+def _cursor(found: _Found, last: tuple[str, str], page: Page) -> str:
+    service, instance_id = last
+    shown = ""
+    if page.sort != "name":
+        instance = (
+            min(found.instances(service), key=betterness)
+            if page.shape == "services"
+            else found.by_id[identity_of(service, instance_id)]
+        )
+        shown = _VALUES[page.sort](instance)
     order = ("-" if page.descending else "") + page.sort
-    text = json.dumps([page.shape, order, _value(item, page.sort), item.service, item.instance_id])
+    text = json.dumps([page.shape, order, shown, service, instance_id])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

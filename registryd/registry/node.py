@@ -15,7 +15,7 @@ from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics, gauge_family
 from registryd.registry.reads import known_parameters
 from registryd.registry.reaper import Reaper
-from registryd.registry.types import HealthStatus, LifeSign, Readiness
+from registryd.registry.types import HealthStatus, LifeSign, Readiness, RegistryHealth
 from registryd.registry.view import View
 from registryd.web import codec
 from registryd.web.reply import Reply
@@ -47,8 +47,8 @@ class Node:
         self._metrics = metrics
         self._max_stale = max_stale
         self._closing = closing
-        self.description: bytes = b"{}"
-        """The OpenAPI document, once the whole table is known."""
+        self.describe: Callable[[], bytes] = lambda: b"{}"
+        """The OpenAPI document of the whole table, which is known only when the node exists."""
         metrics.build_info.labels(__version__).set(1)
         metrics.on_scrape(self._figures)
 
@@ -154,7 +154,7 @@ class Node:
         return Reply(200, body, content_type, headers=[_NO_STORE])
 
     async def openapi(self, request: Request) -> Reply:
-        return Reply(200, self.description)
+        return Reply(200, self.describe())
 
     def table(self) -> list[Route]:
         unavailable = Answer("Not now", Readiness)
@@ -200,7 +200,10 @@ class Node:
                 operation_id="registryHealth",
                 summary="The registry's own health",
                 tag="node",
-                answers={200: Answer("How the parts fare"), 503: Answer("Nothing can be served")},
+                answers={
+                    200: Answer("How the parts fare", RegistryHealth),
+                    503: Answer("Nothing can be served", RegistryHealth),
+                },
             ),
             Route(
                 method="GET",

@@ -1,6 +1,7 @@
 """Before serving: is this store fit to hold a registry? Refuses with one clear line what it is not."""
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib.resources import files
@@ -78,26 +79,29 @@ async def check_rights(
     connection: Connection, scripts: dict[str, Script], prefix: str, metrics: Metrics
 ) -> None:
     """Runs the life of a scratch instance, so that a missing right shows now and not half way through
-    somebody's registration. Its keys lie under the prefix, and are gone afterwards."""
-    scratch = Keys(prefix=f"{prefix}:preflight")
+    somebody's registration. Its keys lie under the prefix, no other daemon that starts at the same time
+    uses them, and they are gone afterwards."""
+    scratch = Keys(prefix=f"{prefix}:preflight:{secrets.token_hex(4)}")
     runner = ScriptRunner(connection, scripts, scratch.core, metrics)
     store = RegistryStore(runner, scratch, StoreLimits())
     entry = Entry("preflight:scratch", b'{"name":"preflight"}', (), 60_000, "", Check(60_000, 1, 1))
     try:
-        await store.set_up(None)
-        await store.register(entry)
-        await store.renew([Renewal(entry.id, "", entry.ttl_ms)])
-        await store.report_status(entry.id, "", "healthy")
-        for claim in await store.claim_checks(1):
-            await store.report_check(claim, "healthy")
-        await store.amend(entry.id, reason="preflight", health="degraded")
-        await store.repair(0, 10)
-        await store.snapshot(0, 10)
-        await connection.call("XREAD", "COUNT", 1, "STREAMS", scratch.stream, "0-0")
-        await connection.call("XREVRANGE", scratch.stream, "+", "-", "COUNT", 1)
-        refused = await store.deregister([entry.id])
-        swept = await store.sweep(None)
-        await _sweep_up(connection, scratch)
+        try:
+            await store.set_up(None)
+            await store.register(entry)
+            await store.renew([Renewal(entry.id, "", entry.ttl_ms)])
+            await store.report_status(entry.id, "", "healthy")
+            for claim in await store.claim_checks(1):
+                await store.report_check(claim, "healthy")
+            await store.amend(entry.id, reason="preflight", health="degraded")
+            await store.repair(0, 10)
+            await store.snapshot(0, 10)
+            await connection.call("XREAD", "COUNT", 1, "STREAMS", scratch.stream, "0-0")
+            await connection.call("XREVRANGE", scratch.stream, "+", "-", "COUNT", 1)
+            refused = await store.deregister([entry.id])
+            swept = await store.sweep(None)
+        finally:
+            await _sweep_up(connection, scratch)
     except StorageUnavailable as error:
         raise StartupRefused(
             f"{error.detail}; the user needs {RIGHTS.format(prefix=prefix)}"

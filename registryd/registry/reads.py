@@ -19,7 +19,15 @@ from registryd.feed.follower import Follower
 from registryd.feed.revision import NOWHERE, Revision, parse_revision
 from registryd.kit.duration import parse_duration
 from registryd.metrics import Metrics
-from registryd.registry.listing import Listing, ListingCache, Page, holds, parse_page, render
+from registryd.registry.listing import (
+    Listing,
+    ListingCache,
+    Page,
+    holds,
+    parse_page,
+    render,
+    render_matched,
+)
 from registryd.registry.query import FILTERS, Filters, parse_filters
 from registryd.registry.view import View
 from registryd.web.reply import Header, Reply
@@ -31,6 +39,10 @@ COMPRESS_FROM: Final = 1024
 """Smaller bodies fit a packet or two either way."""
 THREAD_FROM: Final = 128 * 1024
 """Larger bodies are compressed in a thread: they would hold up every other request."""
+
+LOOK_AT_ONCE: Final = 200
+"""How many instances an expression is asked of before others get a turn: 5 ms or so."""
+QUERIES_KEPT: Final = 4096
 
 PAGE: Final = ("view", "limit", "cursor", "sort", "fields")
 FRESHNESS: Final = ("minRevision", "consistency", "maxStaleMs", "since", "wait")
@@ -46,6 +58,8 @@ class ListQuery:
     key: str
     filters: Filters
     page: Page
+    plain: bool
+    """Nothing is said of when to answer: the view as it is will do."""
 
 
 class Reads:
@@ -64,6 +78,7 @@ class Reads:
         self._view = view
         self._follower = follower
         self._cache = ListingCache(cache_bytes)
+        self._queries: dict[str, ListQuery] = {}
         self._hits = metrics.cache_lookups.labels("hit")
         self._misses = metrics.cache_lookups.labels("miss")
         self._not_modified = metrics.not_modified
@@ -176,11 +191,14 @@ class Reads:
             return since.epoch < now.epoch
         return self._view.changed_at(groups) > since.rev
 
-    async def list(self, request: Request, query: ListQuery) -> Reply:
+    async def list(self, request: Request) -> Reply:
         """The whole way of a list: fresh enough, waited for, 304, cached, compressed."""
-        await self.fresh(request)
+        query = self._query(request)
         groups = query.filters.groups
-        extra = await self.changed(request, groups)
+        extra: list[Header] = []
+        if not (query.plain and self._follower.loaded):
+            await self.fresh(request)
+            extra = await self.changed(request, groups)
         extra.append(("Vary", "Accept-Encoding"))  # of any size: a 304 does not know it
         if reply := self.unchanged(request, groups):
             return reply.with_headers(extra)
@@ -189,13 +207,40 @@ class Reads:
             self._hits.inc()
         else:
             self._misses.inc()
-            listing = render(self._view, query.filters, query.page)
+            listing = await self._render(query)
             self._cache.put(query.key, listing)
         reply = Reply(200, listing.body, headers=self.headers(listing.revision))
         if listing.next is not None:
             reply.headers.append(("Link", next_link(request, listing.next)))
         await self._compress(request, query.key, listing, reply)
         return reply.with_headers(extra)
+
+    def _query(self, request: Request) -> ListQuery:
+        """The parsed query; clients ask the same ones again and again."""
+        text = request.raw.raw_path.partition("?")[2]
+        query = self._queries.get(text)
+        if query is None:
+            query = parse_list(request)
+            if len(self._queries) >= QUERIES_KEPT:
+                self._queries.clear()
+            if len(text) <= 1024:
+                self._queries[text] = query
+        return query
+
+    async def _render(self, query: ListQuery) -> Listing:
+        filters = query.filters
+        if filters.expression is None:
+            return render(self._view, filters, query.page)
+        # Each instance is looked into: others get their turn in between, and what is looked at is
+        # the view of this moment.
+        at, candidates = self._view.at(), filters.candidates(self._view)
+        matched = []
+        for start in range(0, len(candidates), LOOK_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            some = candidates[start : start + LOOK_AT_ONCE]
+            matched += [instance for instance in some if filters.expresses(instance)]
+        return render_matched(at, matched, query.page)
 
     async def _compress(self, request: Request, key: str, listing: Listing, reply: Reply) -> None:
         if len(listing.body) < COMPRESS_FROM:
@@ -228,7 +273,8 @@ def parse_list(request: Request) -> ListQuery:
     if request.query.get("since"):
         parameters.pop("cursor", None)
     key = urlencode(sorted(parameters.items()))
-    return ListQuery(key, parse_filters(parameters), parse_page(parameters))
+    plain = not any(name in FRESHNESS for name in request.query)
+    return ListQuery(key, parse_filters(parameters), parse_page(parameters), plain)
 
 
 _KNOWN: Final = frozenset({*FILTERS, *PAGE, *FRESHNESS})

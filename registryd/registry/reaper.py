@@ -4,6 +4,7 @@ from typing import Final
 
 import structlog
 
+from registryd.errors import StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.registry.store import Guard, RegistryStore, Swept
 
@@ -21,6 +22,14 @@ class Reaper:
         self._metrics = metrics
         self.guard = guard
         self.last: Swept | None = None
+
+    async def turn(self) -> None:
+        """A sweep, for a supervised loop. A store that is away is told of by the feed; we only try on,
+        at the pace of ever: a longer pause would let the dead outlive their lease when it is back."""
+        try:
+            await self.sweep()
+        except StorageUnavailable:
+            pass
 
     async def sweep(self, *, force: bool = False) -> int:
         """Everything that is due now, batch by batch; answers with how many instances went."""

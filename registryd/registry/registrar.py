@@ -27,7 +27,7 @@ from registryd.errors import (
     Superseded,
 )
 from registryd.feed.follower import Follower
-from registryd.feed.revision import Revision
+from registryd.feed.revision import Revision, parse_revision
 from registryd.kit.clock import from_ms, rfc3339
 from registryd.registry.bodies import canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
@@ -111,11 +111,11 @@ class Registrar:
     ) -> Written:
         """Registers, or renews when nothing changed.
 
-        `expected` is a revision the instance has to be at ("absent": it must not exist), else
-        PreconditionFailed. With `exclusive` an id that lives at another endpoint is not taken over:
+        `expected` is what `If-Match` and the like ask (see `pinned`), else PreconditionFailed. With `exclusive` an id that lives at another endpoint is not taken over:
         the newcomer gets an id of its own.
         """
         entry = self._entry(registration)
+        expected = await self.pinned(entry.id, expected)
         incarnation = registration.incarnation or ""
         nonce = self._store.nonce()
         stored = await self._store.register(
@@ -167,11 +167,15 @@ class Registrar:
     ) -> Written:
         """RFC 7386 merge of `change` into what the instance registered. Incarnation and lease stay."""
         patch = canonical_names(change)
+        expected = await self.pinned(identity(service, instance_id), expected)
         for _ in range(ATTEMPTS):
             held = self._held(service, instance_id)
-            if patch.get("incarnation") not in {None, held.incarnation}:
+            given = patch.get("incarnation")
+            if isinstance(given, str) and given != held.incarnation:
                 raise _superseded(service, instance_id, held.incarnation)
             merged = merge(json.loads(held.document), patch)
+            if "healthCheck" in patch and patch["healthCheck"] is None:
+                merged["healthCheck"] = None  # "no checking", as it does when registering
             registration = parse_registration(merged, service=service, instance_id=instance_id)
             entry = self._entry(registration)
             if registration.ttl_seconds is None and "ttlSeconds" not in patch:
@@ -195,7 +199,14 @@ class Registrar:
         )
 
     async def maintain(
-        self, service: str, instance_id: str, wish: Maintenance, *, actor: str, now: datetime
+        self,
+        service: str,
+        instance_id: str,
+        wish: Maintenance,
+        *,
+        actor: str,
+        now: datetime,
+        expected: str = "",
     ) -> Written:
         """Puts an instance into maintenance, or takes it out."""
         if wish.enabled and wish.until is not None and wish.until <= now:
@@ -207,14 +218,14 @@ class Registrar:
             service,
             instance_id,
             lambda held: self._maintenance(held, wish, admin),
+            expected,
         )
 
-    def _maintenance(
-        self, held: Instance, wish: Maintenance, admin: bytes
-    ) -> dict[str, Any] | None:
+    def _maintenance(self, held: Instance, wish: Maintenance, admin: bytes) -> dict[str, Any]:
         if held.draining:
             raise Conflict(
-                f"{held.service}/{held.instance_id} is draining, it cannot be maintained"
+                f"{held.service}/{held.instance_id} is draining and will be gone soon: maintenance "
+                "can be neither begun nor ended"
             )
         if not wish.enabled:
             return {"admin": "none", "reason": "maintenance ended"}
@@ -226,23 +237,40 @@ class Registrar:
         }
 
     async def drain(
-        self, service: str, instance_id: str, seconds: int, *, actor: str, now: datetime
+        self,
+        service: str,
+        instance_id: str,
+        seconds: int,
+        *,
+        actor: str,
+        now: datetime,
+        incarnation: str = "",
+        expected: str = "",
     ) -> Written:
         """Takes an instance out of every choice, and unregisters it after `seconds`."""
         until = now + timedelta(seconds=seconds)
         admin = _admin_json(AdminState.DRAINING, None, actor, until)
-        return await self._amend(
-            service,
-            instance_id,
-            lambda _: {"admin": admin, "drain": timedelta(seconds=seconds), "reason": "draining"},
-        )
+
+        def leave(held: Instance) -> dict[str, Any]:
+            if incarnation not in {"", held.incarnation}:
+                raise _superseded(service, instance_id, held.incarnation)
+            return {"admin": admin, "drain": timedelta(seconds=seconds), "reason": "draining"}
+
+        return await self._amend(service, instance_id, leave, expected)
 
     async def _amend(
-        self, service: str, instance_id: str, decide: Callable[[Instance], dict[str, Any] | None]
+        self,
+        service: str,
+        instance_id: str,
+        decide: Callable[[Instance], dict[str, Any]],
+        expected: str,
     ) -> Written:
+        expected = await self.pinned(identity(service, instance_id), expected)
         for _ in range(ATTEMPTS):
             held = self._held(service, instance_id)
-            change = decide(held) or {}
+            if expected not in {"", str(held.revision)}:
+                raise _precondition(expected)
+            change = decide(held)
             stored = await self._store.amend(held.id, expected=str(held.revision), **change)
             if not isinstance(stored, Refused):
                 return await self._written(held.id, held.document, stored)
@@ -265,6 +293,8 @@ class Registrar:
         """Takes instances away at once; None when none of them was there."""
         revision: Revision | None = None
         ids = [identity(service, instance_id) for instance_id in instance_ids]
+        if expected:
+            expected = await self.pinned(ids[0], expected)
         for start in range(0, len(ids), BATCH // 2):
             removed = await self._store.deregister(
                 ids[start : start + BATCH // 2],
@@ -279,7 +309,7 @@ class Registrar:
             elif removed.why == "mismatch":
                 raise _precondition(expected)
         if revision is not None:
-            await self._confirm(revision)
+            await self.confirm(revision)
             log.info("instances unregistered", service=service, count=len(ids), reason=reason)
             if revision.epoch != self._view.revision.epoch and any(map(self._view.get, ids)):
                 raise _unconfirmed()
@@ -292,11 +322,12 @@ class Registrar:
         name = f"{service}:{instance_id}"
         held = self._view.contents.by_id.get(name)
         incarnation = (heartbeat.incarnation or "") if heartbeat else ""
+        details = _details(heartbeat) if heartbeat else b""
         outcome = await self._renewals.renew(Renewal(name, incarnation, held.ttl_ms if held else 0))
         if isinstance(outcome, Refused):
             raise _refused_renewal(service, instance_id, outcome)
         if heartbeat and heartbeat.status and (held is None or held.health != heartbeat.status):
-            await self._report(name, heartbeat)
+            await self._report(name, heartbeat, details)
         seconds = outcome.ttl_ms // 1000
         return Lease.model_construct(
             ttl_seconds=seconds,
@@ -304,22 +335,13 @@ class Registrar:
             renew_interval_seconds=renew_interval(seconds),
         )
 
-    async def _report(self, name: str, heartbeat: Heartbeat) -> None:
-        details = b""
-        if heartbeat.details:
-            text = json.dumps(heartbeat.details, ensure_ascii=False, separators=(",", ":"))
-            details = b',"details":' + text.encode()
-        if len(details) > MAX_DOCUMENT_BYTES:
-            raise Invalid(
-                "details are too long",
-                errors=[FieldError("/details", f"at most {MAX_DOCUMENT_BYTES} bytes of JSON")],
-            )
+    async def _report(self, name: str, heartbeat: Heartbeat, details: bytes) -> None:
         status = heartbeat.status.value if heartbeat.status else ""
         revision = await self._store.report_status(
             name, heartbeat.incarnation or "", status, details
         )
         if revision is not None:
-            await self._confirm(revision)
+            await self.confirm(revision)
 
     async def renew_many(self, items: Sequence[HeartbeatItem]) -> list[str]:
         """Renews a batch; for each, in order, `renewed`, `unknown` or `superseded`."""
@@ -354,6 +376,28 @@ class Registrar:
             )
         return members[0].instance_id
 
+    async def pinned(self, name: str, expected: str) -> str:
+        """What the store is to compare with for a condition: "" (none), "absent", "present", or a
+        revision up to which the instance must not have changed.
+
+        That revision may be later than the instance's own: a list or a service carries the one of the
+        whole view. Raises PreconditionFailed.
+        """
+        if expected in {"", "absent"}:
+            return expected
+        wanted = None if expected == "present" else parse_revision(expected)
+        held = self._view.get(name)
+        if held is None or (wanted is not None and wanted > self._view.revision):
+            await self._catch_up()
+            held = self._view.get(name)
+        if held is None:
+            raise PreconditionFailed("the instance does not exist, and If-Match asked that it does")
+        if wanted is not None and not (
+            held.revision.epoch == wanted.epoch and held.revision <= wanted <= self._view.revision
+        ):
+            raise _precondition(expected)
+        return str(held.revision)
+
     # --- confirming
 
     def _held(self, service: str, instance_id: str) -> Instance:
@@ -363,7 +407,7 @@ class Registrar:
         return held
 
     async def _written(self, name: str, document: bytes, stored: Stored) -> Written:
-        await self._confirm(stored.revision)
+        await self.confirm(stored.revision)
         if stored.outcome != "same":
             log.info(_LOGGED[stored.outcome], instance=name, revision=str(stored.row.revision))
         if stored.revision.epoch != self._view.revision.epoch:
@@ -380,7 +424,8 @@ class Registrar:
         )
         return Written(name.partition(":")[2], stored.outcome, stored.row.revision, shown)
 
-    async def _confirm(self, revision: Revision) -> None:
+    async def confirm(self, revision: Revision) -> None:
+        """Waits until the view holds what was written at `revision`."""
         try:
             async with asyncio.timeout(CONFIRM.total_seconds()):
                 await self._follower.reached(revision)
@@ -404,6 +449,19 @@ def _admin_json(state: AdminState, reason: str | None, actor: str, until: dateti
     if until is not None:
         shown["until"] = rfc3339(until)
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _details(heartbeat: Heartbeat) -> bytes:
+    if not heartbeat.details:
+        return b""
+    text = json.dumps(heartbeat.details, ensure_ascii=False, separators=(",", ":"))
+    details = b',"details":' + text.encode()
+    if len(details) > MAX_DOCUMENT_BYTES:
+        raise Invalid(
+            "details are too long",
+            errors=[FieldError("/details", f"at most {MAX_DOCUMENT_BYTES} bytes of JSON")],
+        )
+    return details
 
 
 def _refused_renewal(
@@ -431,7 +489,7 @@ def _precondition(expected: str) -> PreconditionFailed:
             "the instance exists, and If-None-Match: * asked that it does not"
         )
     return PreconditionFailed(
-        f"the instance is no longer at revision {expected}; read it again and repeat the change"
+        f"the instance has changed since revision {expected}; read it again and repeat the change"
     )
 
 

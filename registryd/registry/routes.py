@@ -3,11 +3,13 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
 
 from registryd.errors import (
+    Conflict,
     FieldError,
     InstanceUnknown,
     Invalid,
@@ -15,14 +17,14 @@ from registryd.errors import (
     NotFound,
     PreconditionFailed,
 )
-from registryd.feed.revision import Revision
+from registryd.feed.revision import parse_revision
 from registryd.kit.clock import Clock
 from registryd.registry.bodies import parse, parse_registration
 from registryd.registry.legacy import registration_of
 from registryd.registry.listing import array, service_object
 from registryd.registry.pick import Strategy, Wish, candidates, choose, why_none
 from registryd.registry.query import FILTERS, parse_filters
-from registryd.registry.reads import Reads, etag, known_parameters, parse_list
+from registryd.registry.reads import Reads, etag, known_parameters, next_link
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar, Written
 from registryd.registry.stats import capabilities, registry_stats
@@ -30,12 +32,14 @@ from registryd.registry.types import (
     INSTANCE_ID_RE,
     NAME_RE,
     CapabilityList,
+    Change,
     Chosen,
     CleanupResult,
     Drain,
     Heartbeat,
     HeartbeatBatch,
     HeartbeatResults,
+    InstanceArray,
     InstanceHealthShown,
     InstanceShown,
     Lease,
@@ -46,6 +50,7 @@ from registryd.registry.types import (
     Registration,
     ServiceHealthShown,
     ServiceList,
+    ServiceOrInstances,
     ServiceShown,
     Stats,
     identity,
@@ -60,6 +65,8 @@ NAME: Final = {"name": NAME_RE}
 INSTANCE: Final = {"name": NAME_RE, "id": INSTANCE_ID_RE}
 JSON_OR_PATCH: Final = ("application/json", "application/merge-patch+json")
 
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Ten thousand heartbeats with the longest names; every other body is 256 KiB at most."""
 MAX_DRAIN_SECONDS: Final = 86_400
 
 
@@ -80,6 +87,7 @@ class ServiceRoutes:
         self._clock = clock
         self._dice = dice
         self._turns: Counter[str] = Counter()
+        self._figures = (view.at(), registry_stats(view))
 
     # --- writing
 
@@ -103,11 +111,8 @@ class ServiceRoutes:
         return self._wrote(written, 201, [("Location", location)])
 
     def _wrote(self, written: Written, status: int = 200, headers: Sequence[Header] = ()) -> Reply:
-        revision = [
-            ("X-Registry-Revision", str(self._view.revision)),
-            ("ETag", etag(written.revision)),
-        ]
-        return Reply(status, written.document, headers=[*revision, *headers])
+        tag = ("ETag", etag(written.revision))
+        return Reply(status, written.document, headers=[*self._at(), tag, *headers])
 
     async def patch_instance(self, request: Request) -> Reply:
         body = await request.json()
@@ -134,14 +139,13 @@ class ServiceRoutes:
     async def delete_instance(self, request: Request) -> Reply:
         name, instance_id = request.params["name"], request.params["id"]
         parameters = known_parameters(request, "drainSeconds", "incarnation")
+        incarnation = parameters.get("incarnation", "")
         if text := parameters.get("drainSeconds"):
-            self._must_exist(name, [instance_id])
-            return self._wrote(await self._drain(request, name, instance_id, _seconds(text)), 202)
+            return self._wrote(
+                await self._drain(request, name, instance_id, _seconds(text), incarnation), 202
+            )
         revision = await self._registrar.deregister(
-            name,
-            [instance_id],
-            incarnation=parameters.get("incarnation", ""),
-            expected=_expected(request),
+            name, [instance_id], incarnation=incarnation, expected=_expected(request)
         )
         if revision is None:
             raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
@@ -150,53 +154,86 @@ class ServiceRoutes:
     async def delete_service(self, request: Request) -> Reply:
         name = request.params["name"]
         parameters = known_parameters(request, "drainSeconds")
-        members = [member.instance_id for member in self._members(name)]
+        members = await self._meant(request, name)
         if text := parameters.get("drainSeconds"):
             seconds = _seconds(text)
-            for instance_id in members:
-                await self._drain(request, name, instance_id, seconds)
-            return Reply(202, service_object(self._members(name)), headers=self._reads.headers())
-        if await self._registrar.deregister(name, members) is None:
+            return await self._each(
+                name, members, lambda one: self._drain(request, name, one, seconds), 202
+            )
+        ids = [member.instance_id for member in members]
+        if await self._registrar.deregister(name, ids) is None:
             raise _no_service(name)
         return self._gone()
 
-    def _gone(self) -> Reply:
-        return Reply(204, headers=[("X-Registry-Revision", str(self._view.revision))])
+    async def _meant(self, request: Request, name: str) -> list[Instance]:
+        """All instances of a service, none of which changed after the revision in If-Match."""
+        members = self._members(name)
+        expected = _expected(request)
+        for member in members:
+            await self._registrar.pinned(member.id, expected)
+        return members
 
-    def _must_exist(self, name: str, instance_ids: Sequence[str]) -> None:
-        for instance_id in instance_ids:
-            if self._view.get(identity(name, instance_id)) is None:
-                raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
+    async def _each(
+        self,
+        name: str,
+        members: Sequence[Instance],
+        change: Callable[[str], Awaitable[Written]],
+        status: int = 200,
+    ) -> Reply:
+        """Changes all these instances of a service, and answers with the service."""
+        for member in members:
+            try:
+                await change(member.instance_id)
+            except NotFound:
+                pass  # it left in the meantime
+        left = self._view.of_service(name) or members
+        return Reply(status, service_object(left), headers=self._reads.headers())
+
+    def _gone(self) -> Reply:
+        return Reply(204, headers=self._at())
 
     async def maintain_instance(self, request: Request) -> Reply:
         wish = parse(Maintenance, await request.json())
         name, instance_id = request.params["name"], request.params["id"]
-        self._must_exist(name, [instance_id])
-        return self._wrote(
-            await self._registrar.maintain(
-                name, instance_id, wish, actor=request.actor, now=self._clock.now()
-            )
-        )
+        return self._wrote(await self._maintain(request, name, instance_id, wish))
 
     async def maintain_service(self, request: Request) -> Reply:
         wish = parse(Maintenance, await request.json())
         name = request.params["name"]
-        for member in self._members(name):
-            await self._registrar.maintain(
-                name, member.instance_id, wish, actor=request.actor, now=self._clock.now()
-            )
-        return Reply(200, service_object(self._members(name)), headers=self._reads.headers())
+        staying = [member for member in await self._meant(request, name) if not member.draining]
+        if not staying:
+            raise Conflict(f"all instances of {name} are draining and will be gone soon")
+        return await self._each(name, staying, lambda one: self._maintain(request, name, one, wish))
+
+    async def _maintain(
+        self, request: Request, name: str, instance_id: str, wish: Maintenance
+    ) -> Written:
+        return await self._registrar.maintain(
+            name,
+            instance_id,
+            wish,
+            actor=request.actor,
+            now=self._clock.now(),
+            expected=_expected(request),
+        )
 
     async def drain_instance(self, request: Request) -> Reply:
         body = await request.optional_json()
         wish = Drain() if body is None else parse(Drain, body)
         name, instance_id = request.params["name"], request.params["id"]
-        self._must_exist(name, [instance_id])
         return self._wrote(await self._drain(request, name, instance_id, wish.seconds))
 
-    async def _drain(self, request: Request, name: str, instance_id: str, seconds: int) -> Written:
+    async def _drain(
+        self, request: Request, name: str, instance_id: str, seconds: int, incarnation: str = ""
+    ) -> Written:
         return await self._registrar.drain(
-            name, instance_id, seconds, actor=request.actor, now=self._clock.now()
+            name,
+            instance_id,
+            seconds,
+            actor=request.actor,
+            now=self._clock.now(),
+            incarnation=incarnation,
+            expected=_expected(request),
         )
 
     # --- renewing
@@ -239,7 +276,7 @@ class ServiceRoutes:
     # --- reading
 
     async def list_services(self, request: Request) -> Reply:
-        return await self._reads.list(request, parse_list(request))
+        return await self._reads.list(request)
 
     async def get_service(self, request: Request) -> Reply:
         name = request.params["name"]
@@ -270,6 +307,9 @@ class ServiceRoutes:
         return Reply(200, array(members), headers=self._reads.headers())
 
     async def get_instance(self, request: Request) -> Reply:
+        return await self._shown_instance(request, lambda held: held.fragment)
+
+    async def _shown_instance(self, request: Request, show: Callable[[Instance], bytes]) -> Reply:
         name, instance_id = request.params["name"], request.params["id"]
         known_parameters(request)
         await self._reads.fresh(request)
@@ -277,9 +317,10 @@ class ServiceRoutes:
         if held is None:
             raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
         headers = self._reads.headers(held.revision)
-        if etag(held.revision) in (request.headers.get("If-None-Match") or ""):
+        # Weak comparison: with or without W/ in front.
+        if f'"{held.revision}"' in (request.headers.get("If-None-Match") or ""):
             return Reply(304, headers=headers)
-        return Reply(200, held.fragment, headers=headers)
+        return Reply(200, show(held), headers=headers)
 
     async def _read_of(self, request: Request, name: str) -> Reply | None:
         """Waits as asked, and answers 304 if the caller's copy of this service still holds."""
@@ -300,13 +341,7 @@ class ServiceRoutes:
         return Reply(200, codec.dumps(answer), headers=self._reads.headers())
 
     async def instance_health(self, request: Request) -> Reply:
-        name, instance_id = request.params["name"], request.params["id"]
-        known_parameters(request)
-        await self._reads.fresh(request)
-        held = self._view.get(identity(name, instance_id))
-        if held is None:
-            raise NotFound(f"no instance {instance_id!r} of {name!r} is registered")
-        return Reply(200, codec.dumps(_health(held)), headers=self._reads.headers(held.revision))
+        return await self._shown_instance(request, lambda held: codec.dumps(_health(held)))
 
     def _members(self, name: str) -> list[Instance]:
         members = self._view.of_service(name)
@@ -328,10 +363,8 @@ class ServiceRoutes:
                 f"no service {name!r} is registered",
                 members={"registered": 0, "healthy": 0, "reasons": {}},
             )
-        matching = (
-            set(filters.select(self._view)) if any(k in FILTERS for k in parameters) else None
-        )
-        eligible = [m for m in members if matching is None or m in matching]
+        matching = set(replace(filters, service=name).select(self._view))
+        eligible = [member for member in members if member in matching]
         able = candidates(eligible, wish)
         if not able:
             raise _none_offered(name, members, eligible, wish)
@@ -340,10 +373,8 @@ class ServiceRoutes:
         return Reply(
             200,
             codec.dumps(_chosen(choose(able, wish, dice=self._dice, turn=turn))),
-            headers=[
-                ("X-Registry-Revision", str(self._view.revision)),
-                ("Cache-Control", "max-age=0, must-revalidate"),
-            ],
+            # No ETag: the next choice may be another one though nothing changed.
+            headers=[header for header in self._reads.headers() if header[0] != "ETag"],
         )
 
     async def stats(self, request: Request) -> Reply:
@@ -351,7 +382,10 @@ class ServiceRoutes:
         await self._reads.fresh(request)
         if reply := self._reads.unchanged(request, ((EVERYTHING,),)):
             return reply
-        return _shown(registry_stats(self._view), self._reads.headers())
+        at = self._view.at()
+        if self._figures[0] != at:
+            self._figures = (at, registry_stats(self._view))
+        return _shown(self._figures[1], self._reads.headers())
 
     async def capabilities(self, request: Request) -> Reply:
         parameters = known_parameters(request, "limit", "cursor")
@@ -366,7 +400,10 @@ class ServiceRoutes:
             total=len(found),
             next=rest[limit - 1].name if len(rest) > limit else None,
         )
-        return _shown(answer, self._reads.headers())
+        headers = self._reads.headers()
+        if answer.next is not None:
+            headers.append(("Link", next_link(request, answer.next)))
+        return _shown(answer, headers)
 
     # --- upkeep
 
@@ -376,22 +413,32 @@ class ServiceRoutes:
         if force not in {"true", "false", "1", "0", ""}:
             raise Malformed(f"force: expected true or false, found {force[:40]!r}")
         removed = await self._reaper.sweep(force=force in {"true", "1"})
-        return _shown(CleanupResult(removed=removed))
+        if removed and self._reaper.last is not None:
+            await self._registrar.confirm(self._reaper.last.revision)
+        return _shown(CleanupResult(removed=removed), self._at())
+
+    def _at(self) -> list[Header]:
+        return [("X-Registry-Revision", str(self._view.revision))]
 
     # --- the microservice clients' contract
 
     async def legacy_register(self, request: Request) -> Reply:
         body = parse(LegacyRegistration, await request.json())
         written = await self._registrar.register(registration_of(body), exclusive=True)
-        return _shown(LegacyRegistered(instance_id=written.instance_id), status=201)
+        return _shown(LegacyRegistered(instance_id=written.instance_id), self._at(), status=201)
 
     async def legacy_deregister(self, request: Request) -> Reply:
         name, instance_id = request.one("service_name"), request.one("instance_id")
-        if not name or not instance_id:
-            raise Malformed("service_name and instance_id have to be given in the query")
-        if NAME_RE.fullmatch(name) and INSTANCE_ID_RE.fullmatch(instance_id):
-            await self._registrar.deregister(name, [instance_id])
-        return _shown(LegacyStatus(status="ok"))
+        for parameter, value in (("service_name", name), ("instance_id", instance_id)):
+            if not value:
+                raise Malformed(
+                    f"{parameter}: has to be given in the query, such as "
+                    "/deregister?service_name=chat&instance_id=chat-1"
+                )
+        # What cannot be a name is no instance's, and unknown ones are fine.
+        if NAME_RE.fullmatch(name or "") and INSTANCE_ID_RE.fullmatch(instance_id or ""):
+            await self._registrar.deregister(str(name), [str(instance_id)])
+        return _shown(LegacyStatus(status="ok"), self._at())
 
     # --- the table
 
@@ -403,7 +450,10 @@ class ServiceRoutes:
             201: Answer("Registered", InstanceShown),
         }
         lease = {200: Answer("The lease", Lease)}
-        array_of_instances = {200: Answer("The instances, as a bare array"), 304: _NOT_MODIFIED}
+        array_of_instances = {
+            200: Answer("The instances, as a bare array", InstanceArray),
+            304: _NOT_MODIFIED,
+        }
         fresh = (*_FRESH_PARAMS,)
         return [
             Route(
@@ -449,7 +499,10 @@ class ServiceRoutes:
                     *fresh,
                     *_WAIT_PARAMS,
                 ),
-                answers={200: Answer("The service, or its instances"), 304: _NOT_MODIFIED},
+                answers={
+                    200: Answer("The service, or its instances", ServiceOrInstances),
+                    304: _NOT_MODIFIED,
+                },
                 problems=(404, 412),
             ),
             Route(
@@ -462,6 +515,7 @@ class ServiceRoutes:
                 tag="services",
                 segments=NAME,
                 query=(_INSTANCE_ID_PARAM,),
+                body=Change,
                 body_media=JSON_OR_PATCH,
                 answers=instance,
                 problems=(404, 409, 412, 413, 415, 422),
@@ -527,6 +581,7 @@ class ServiceRoutes:
                 summary="Change an instance in place (JSON merge patch)",
                 tag="services",
                 segments=INSTANCE,
+                body=Change,
                 body_media=JSON_OR_PATCH,
                 answers=instance,
                 problems=(404, 409, 412, 413, 415, 422),
@@ -584,6 +639,7 @@ class ServiceRoutes:
                 operation_id="heartbeatBatch",
                 summary="Renew many leases in one call",
                 tag="leases",
+                body_bytes=MAX_BATCH_BYTES,
                 body=HeartbeatBatch,
                 answers={200: Answer("An outcome for each, in order", HeartbeatResults)},
                 problems=(413, 415, 422),
@@ -664,7 +720,7 @@ class ServiceRoutes:
                 tag="services",
                 segments=INSTANCE,
                 query=fresh,
-                answers={200: Answer("The health", InstanceHealthShown)},
+                answers={200: Answer("The health", InstanceHealthShown), 304: _NOT_MODIFIED},
                 problems=(404, 412),
             ),
             Route(
@@ -860,19 +916,22 @@ def _wish(parameters: dict[str, str]) -> Wish:
 
 
 def _expected(request: Request) -> str:
-    """What If-Match or If-None-Match ask of the instance, as the store takes it."""
-    if request.headers.get("If-None-Match") == "*":
+    """What If-Match or If-None-Match ask of the instance, in the words of `Registrar.pinned`."""
+    if request.headers.get("If-None-Match", "").strip() == "*":
         return "absent"
     condition = request.headers.get("If-Match")
-    if condition is None or condition.strip() == "*":
+    if condition is None:
         return ""
-    token = condition.strip().removeprefix("W/").strip('"')
-    epoch, dash, rev = token.partition("-")
-    if not (dash and epoch.isascii() and rev.isascii() and epoch.isdigit() and rev.isdigit()):
+    if condition.strip() == "*":
+        return "present"
+    try:
+        # Of several any will do, so the latest one.
+        tags = [tag.strip().removeprefix("W/").strip('"') for tag in condition.split(",")]
+        return str(max(parse_revision(tag) for tag in tags))
+    except Malformed:
         raise PreconditionFailed(
             "If-Match: not an ETag that this registry gave; read the instance and send its ETag"
-        )
-    return str(Revision(int(epoch), int(rev))) if len(token) <= 40 else token
+        ) from None
 
 
 def _object(body: object) -> dict[str, object]:

@@ -15,7 +15,8 @@ def registry_stats(view: View) -> Stats:
     """A service counts by its best instance's health, and with the capabilities of all its instances."""
     services: Counter[HealthStatus] = Counter()
     claims = 0
-    for members in view.contents.services.values():
+    for name in view.contents.names:
+        members = view.of_service(name)
         services[min(members, key=lambda instance: instance.rank).health] += 1
         claims += len({name for member in members for name in member.capability_names})
     instances = Counter(instance.health for instance in view.contents.by_id.values())
@@ -39,8 +40,8 @@ def capabilities(view: View) -> list[CapabilityShown]:
     services: defaultdict[str, set[str]] = defaultdict(set)
     contents = view.contents
     for term in contents.capability_versions:
-        for instance in contents.index[term]:
-            services[term].add(instance.service)
+        for identity in contents.index[term]:
+            services[term].add(contents.by_id[identity].service)
     return [
         CapabilityShown(
             name=term.removeprefix("capability:"),

@@ -6,8 +6,9 @@ Nothing here awaits, so no reader ever sees half a change.
 
 import json
 import sys
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
@@ -25,17 +26,19 @@ FORGOTTEN_TERMS: Final = 50_000
 
 
 class Instance:
-    """One instance as the view holds it: its JSON, and what choosing and renewing need. Never changed."""
+    """One instance as the view holds it: its JSON, and what choosing and renewing need. Never changed.
+
+    There may be hundreds of thousands: what is seldom asked for is read out of the JSON.
+    """
 
     __slots__ = (
         "admin",
         "document_length",
+        "epoch",
         "fragment",
         "health",
         "id",
-        "incarnation",
-        "instance_id",
-        "revision",
+        "rev",
         "service",
         "suspect",
         "terms",
@@ -48,26 +51,63 @@ class Instance:
         self, identity: str, row: Row, document: bytes, admin: Admin, *, suspect: bool
     ) -> None:
         fields: dict[str, Any] = json.loads(document)
-        service, instance_id = split_identity(identity)
+        service, _ = split_identity(identity)
+        zone = fields.get("zone")
         self.id = identity
         self.service = sys.intern(service)
-        self.instance_id = instance_id
         self.fragment = compose(document, row, admin, suspect=suspect)
         self.document_length = len(document)
-        self.revision = row.revision
+        self.epoch, self.rev = row.revision
         self.health = effective_health(row, admin)
         self.admin = admin.state
         self.suspect = suspect
-        self.incarnation = row.incarnation
         self.ttl_ms = row.ttl_ms
-        self.weight: int = fields["weight"]
-        self.zone: str | None = fields.get("zone")
-        self.terms = tuple(sys.intern(term) for term in _terms(service, row, self.health, fields))
+        self.weight: int = fields.get("weight", 1)
+        self.zone: str | None = None if zone is None else sys.intern(zone)
+        self.terms = tuple(map(sys.intern, _terms(service, row, self.health, fields)))
+
+    @property
+    def instance_id(self) -> str:
+        return self.id[len(self.service) + 1 :]
+
+    @property
+    def revision(self) -> Revision:
+        return Revision(self.epoch, self.rev)
 
     @property
     def document(self) -> bytes:
         """The client's part, as it is stored."""
         return self.fragment[: self.document_length - 1] + b"}"
+
+    @property
+    def endpoint(self) -> str:
+        # Third in every document; neither name nor id before it, nor a URL, can hold a quote.
+        return _quoted_after(self.fragment, b'"endpoint":"', self.fragment.find(b'"endpoint":"'))
+
+    @property
+    def incarnation(self) -> str:
+        return self._ours(b'"incarnation":"')
+
+    @property
+    def registered_at(self) -> str:
+        return self._ours(b'"registeredAt":"')
+
+    @property
+    def updated_at(self) -> str:
+        return self._ours(b'"updatedAt":"')
+
+    @property
+    def version(self) -> str:
+        """The version it registered, or "" for none."""
+        for term in self.terms:
+            if term.startswith("version:"):
+                return term.removeprefix("version:")
+        return ""
+
+    def _ours(self, key: bytes) -> str:
+        # The last one is ours: what follows it in the JSON has no such key, and in texts quotes are
+        # escaped.
+        return _quoted_after(self.fragment, key, self.fragment.rfind(key))
 
     @property
     def capability_names(self) -> Iterator[str]:
@@ -92,9 +132,14 @@ class Instance:
         head, _, tail = self.fragment.rpartition(_LIVE)
         rest = tail[tail.index(b'"') :]
         other.fragment = b"%b%b%b%b" % (head, _SUSPECT, str(at).encode(), rest)
-        other.revision = at
+        other.epoch, other.rev = at
         other.suspect = True
         return other
+
+
+def _quoted_after(fragment: bytes, key: bytes, position: int) -> str:
+    start = position + len(key)
+    return fragment[start : fragment.index(b'"', start)].decode()
 
 
 def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any]) -> Iterator[str]:
@@ -102,7 +147,7 @@ def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any])
     yield f"service:{service}"
     yield f"health:{health}"
     yield from row.terms
-    for capability in fields["capabilities"]:
+    for capability in fields.get("capabilities", ()):
         yield f"capability:{capability['name']}@{capability['version']}"
     if "zone" in fields:
         yield f"zone:{fields['zone']}"
@@ -113,12 +158,16 @@ def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any])
 
 
 class Contents:
-    """Instances and their indexes."""
+    """Instances by id, and indexes that hold ids: a change touches only the terms that it changes."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, Instance] = {}
-        self.index: dict[str, set[Instance]] = {}
-        self.services: dict[str, set[Instance]] = {}
+        self.index: dict[str, set[str]] = {}
+        """Every term but `service:`, which is answered by `services`."""
+        self.services: dict[str, list[str]] = {}
+        """The ids of a service's instances, in order."""
+        self.names: list[str] = []
+        """The services' names, in order."""
         self.capability_versions: dict[str, set[str]] = {}
         """Which versions of `capability:<name>` there are, for ranges."""
         self.versions: set[str] = set()
@@ -127,35 +176,60 @@ class Contents:
     def put(self, instance: Instance) -> Instance | None:
         """Adds or replaces; answers with what stood there."""
         before = self.by_id.get(instance.id)
-        if before is not None:
-            self._unlink(before)
+        if before is None:
+            self._enter(instance)
+            self._link(instance.id, instance.terms)
+        else:
+            instance.id = before.id  # one string for all: the indexes know this one
+            if before.terms == instance.terms:
+                instance.terms = before.terms
+            else:
+                self._unlink(before.id, set(before.terms).difference(instance.terms))
+                self._link(before.id, set(instance.terms).difference(before.terms))
         self.by_id[instance.id] = instance
-        for term in instance.terms:
-            members = self.index.get(term)
-            if members is None:
-                members = self.index[term] = set()
-                self._note_version(term)
-            members.add(instance)
-        self.services.setdefault(instance.service, set()).add(instance)
         return before
 
     def drop(self, identity: str) -> Instance | None:
         before = self.by_id.pop(identity, None)
         if before is not None:
-            self._unlink(before)
+            self._unlink(before.id, before.terms)
+            siblings = self.services[before.service]
+            del siblings[bisect_left(siblings, identity)]
+            if not siblings:
+                del self.services[before.service]
+                del self.names[bisect_left(self.names, before.service)]
         return before
 
-    def _unlink(self, instance: Instance) -> None:
-        for term in instance.terms:
+    def _enter(self, instance: Instance) -> None:
+        siblings = self.services.get(instance.service)
+        if siblings is None:
+            self.services[instance.service] = [instance.id]
+            insort(self.names, instance.service)
+            return
+        # Replicas are alike: most share the terms of the one before them.
+        if (near := self.by_id[siblings[-1]].terms) == instance.terms:
+            instance.terms = near
+        insort(siblings, instance.id)
+
+    def _link(self, identity: str, terms: Iterable[str]) -> None:
+        for term in terms:
+            if term.startswith("service:"):
+                continue
+            members = self.index.get(term)
+            if members is None:
+                members = self.index[term] = set()
+                self._note_version(term)
+            members.add(identity)
+
+    def _unlink(self, identity: str, terms: Iterable[str]) -> None:
+        for term in terms:
+            if term.startswith("service:"):
+                continue
             members = self.index[term]
-            members.discard(instance)
+            members.discard(identity)
             if not members:
                 del self.index[term]
                 self._forget_version(term)
-        siblings = self.services[instance.service]
-        siblings.discard(instance)
-        if not siblings:
-            del self.services[instance.service]
 
     def _note_version(self, term: str) -> None:
         kind, _, value = term.partition(":")
@@ -177,6 +251,13 @@ class Contents:
                 del self.capability_versions[name]
 
 
+class Point(NamedTuple):
+    """When something was read from a view."""
+
+    revision: Revision
+    generation: int
+
+
 class View:
     """What this node answers from. `revision` is the last change it holds."""
 
@@ -191,12 +272,16 @@ class View:
     def __len__(self) -> int:
         return len(self.contents.by_id)
 
+    def at(self) -> Point:
+        return Point(self.revision, self.generation)
+
     def get(self, identity: str) -> Instance | None:
         return self.contents.by_id.get(identity)
 
     def of_service(self, service: str) -> list[Instance]:
         """The instances of a service, by id."""
-        return sorted(self.contents.services.get(service, ()), key=_by_instance_id)
+        by_id = self.contents.by_id
+        return [by_id[identity] for identity in self.contents.services.get(service, ())]
 
     def replace(self, contents: Contents, revision: Revision, end: Revision) -> None:
         """Takes what a snapshot held somewhere between `revision` and `end`. All queries count as
@@ -276,7 +361,3 @@ class View:
             if latest < changed:
                 changed = latest
         return max(changed, floor)
-
-
-def _by_instance_id(instance: Instance) -> str:
-    return instance.instance_id

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -100,7 +101,10 @@ class Pipeline:
         try:
             try:
                 route, params = self._router.match(raw.method, _target(raw))
-                request = Request(raw, params, request_id, self._limits)
+                limits = self._limits
+                if route.body_bytes is not None:
+                    limits = replace(limits, size=route.body_bytes)
+                request = Request(raw, params, request_id, limits)
                 request.actor = self._authorize(request, route.permission)
                 answer = await route.handler(request)
                 connection = self._connection(raw, answer)

@@ -78,6 +78,8 @@ class Route:
     body: type[BaseModel] | None = None
     body_required: bool = True
     body_media: tuple[str, ...] = ("application/json",)
+    body_bytes: int | None = None
+    """The largest body, where it is not the one that holds for all."""
     answers: Mapping[int, Answer] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     operation_id: str

@@ -172,8 +172,9 @@ def made(steps: list[Step]) -> History:
 def indexes(contents: Contents) -> Any:
     """Everything that finds instances, by their names."""
     return (
-        {term: {i.id for i in members} for term, members in contents.index.items()},
-        {name: {i.id for i in members} for name, members in contents.services.items()},
+        contents.index,
+        contents.services,
+        contents.names,
         contents.capability_versions,
         contents.versions,
         {name: instance.fragment for name, instance in contents.by_id.items()},

@@ -18,7 +18,7 @@ from registryd.feed.follower import Follower
 from registryd.feed.revision import Revision
 from registryd.feed.stream import Change
 from registryd.metrics import Metrics
-from registryd.registry.reads import Reads, best_encoding, parse_list
+from registryd.registry.reads import Reads, best_encoding
 from registryd.registry.view import View
 from registryd.web.access import OpenAccess
 from registryd.web.pipeline import Pipeline
@@ -60,9 +60,8 @@ class Node:
         await self.follower.turn()
 
     async def list(self, request: Request) -> Reply:
-        query = parse_list(request)
         self.asked.set()
-        return await self.reads.list(request, query)
+        return await self.reads.list(request)
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"registryd_{name}_total", labels) or 0.0

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.system
 @pytest.mark.timeout(180)
 async def test_the_curl_lines_of_the_readme_work(store_url: str) -> None:
-    block = re.search(r"<!-- runs in .*? -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    block = re.search(
+        r"<!-- runs in .*? -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     assert block
     settings = Settings.model_validate(
         {"server": {"listen": "127.0.0.1:0"}, "redis": {"url": store_url, "keyPrefix": "readme"}}
