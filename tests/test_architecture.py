@@ -16,7 +16,8 @@ def test_broad_exceptions_are_caught_in_two_places_only() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and (
-                node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
+                node.type is None
+                or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
             ):
                 found.add(path.relative_to(ROOT / "registryd").as_posix())
     assert found == {"kit/tasks.py", "web/pipeline.py"}
@@ -38,7 +39,9 @@ def test_every_script_says_what_it_takes_and_returns() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_path_that_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text()
-    named = re.findall(r"`((?:registryd|tests|docs|benchmarks|deploy)/[\w./-]*|[\w-]+\.(?:md|yaml|toml))`", text)
+    named = re.findall(
+        r"`((?:registryd|tests|docs|benchmarks|deploy)/[\w./-]*|[\w-]+\.(?:md|yaml|toml))`", text
+    )
     named += re.findall(r"\]\(([\w./-]+)\)", text)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert missing == []

@@ -1,15 +1,19 @@
 """Request bodies as types: which fields come back ignored, how patches merge, whose name it is."""
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
 from registryd.errors import FieldError, Invalid
 from registryd.registry.types import (
+    INSTANCE_ID_RE,
+    MAX_BATCH,
+    NAME_RE,
     READ_ONLY,
     HealthCheck,
+    HeartbeatBatch,
     Registration,
 )
 from registryd.web import codec
@@ -25,6 +29,35 @@ def parse(model: type[M], body: object) -> M:
         return model.model_validate(body)
     except ValidationError as error:
         raise codec.invalid(error, body) from None
+
+
+class Beat(NamedTuple):
+    """One heartbeat of a batch; an empty incarnation stands for any."""
+
+    service: str
+    instance_id: str
+    incarnation: str
+
+
+def parse_beats(body: object) -> list[Beat]:
+    """Validates a batch of heartbeats: ordinary ones by hand, because there may be ten thousand, and
+    whatever looks odd by the model. Raises Invalid."""
+    items = body.get("heartbeats") if isinstance(body, dict) and len(body) == 1 else None
+    beats = []
+    if isinstance(items, list) and len(items) <= MAX_BATCH:
+        for item in items:
+            if type(item) is not dict or len(item) != 2:
+                break
+            name, instance_id = item.get("name"), item.get("instanceId")
+            if type(name) is not str or type(instance_id) is not str:
+                break
+            if not NAME_RE.fullmatch(name) or not INSTANCE_ID_RE.fullmatch(instance_id):
+                break
+            beats.append(Beat(name, instance_id, ""))
+        else:
+            return beats
+    batch = parse(HeartbeatBatch, body)
+    return [Beat(one.name, one.instance_id, one.incarnation or "") for one in batch.heartbeats]
 
 
 def parse_registration(

@@ -29,7 +29,7 @@ from registryd.errors import (
 from registryd.feed.follower import Follower
 from registryd.feed.revision import Revision, parse_revision
 from registryd.kit.clock import from_ms, rfc3339
-from registryd.registry.bodies import canonical_names, merge, parse_registration
+from registryd.registry.bodies import Beat, canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
 from registryd.registry.renew import RenewalQueue
 from registryd.registry.store import (
@@ -45,13 +45,10 @@ from registryd.registry.types import (
     MAX_DOCUMENT_BYTES,
     AdminState,
     Heartbeat,
-    HeartbeatItem,
-    Lease,
     Maintenance,
     Registration,
     default_instance_id,
     identity,
-    renew_interval,
 )
 from registryd.registry.view import Instance, View
 
@@ -317,7 +314,7 @@ class Registrar:
 
     # --- renewing
 
-    async def renew(self, service: str, instance_id: str, heartbeat: Heartbeat | None) -> Lease:
+    async def renew(self, service: str, instance_id: str, heartbeat: Heartbeat | None) -> Renewed:
         """Renews one lease. Raises InstanceUnknown or Superseded."""
         name = f"{service}:{instance_id}"
         held = self._view.contents.by_id.get(name)
@@ -328,12 +325,7 @@ class Registrar:
             raise _refused_renewal(service, instance_id, outcome)
         if heartbeat and heartbeat.status and (held is None or held.health != heartbeat.status):
             await self._report(name, heartbeat, details)
-        seconds = outcome.ttl_ms // 1000
-        return Lease.model_construct(
-            ttl_seconds=seconds,
-            expires_at=moment(outcome.expires_at_ms),
-            renew_interval_seconds=renew_interval(seconds),
-        )
+        return outcome
 
     async def _report(self, name: str, heartbeat: Heartbeat, details: bytes) -> None:
         status = heartbeat.status.value if heartbeat.status else ""
@@ -343,22 +335,20 @@ class Registrar:
         if revision is not None:
             await self.confirm(revision)
 
-    async def renew_many(self, items: Sequence[HeartbeatItem]) -> list[str]:
+    async def renew_many(self, beats: Sequence[Beat]) -> list[str]:
         """Renews a batch; for each, in order, `renewed`, `unknown` or `superseded`."""
         by_id = self._view.contents.by_id
-        words: list[str] = []
-        for start in range(0, len(items), BATCH):
+        words = ["renewed"] * len(beats)
+        for start in range(0, len(beats), BATCH):
             renewals = []
-            for item in items[start : start + BATCH]:
-                name = f"{item.name}:{item.instance_id}"
+            for service, instance_id, incarnation in beats[start : start + BATCH]:
+                name = f"{service}:{instance_id}"
                 held = by_id.get(name)
-                renewals.append(
-                    Renewal(name, item.incarnation or "", held.ttl_ms if held is not None else 0)
-                )
-            outcomes = await self._store.renew(renewals)
-            words += [
-                "renewed" if isinstance(outcome, Renewed) else outcome.why for outcome in outcomes
-            ]
+                renewals.append(Renewal(name, incarnation, held.ttl_ms if held is not None else 0))
+            outcome = await self._store.renew(renewals)
+            for position, exception in outcome.exceptions.items():
+                if isinstance(exception, Refused):
+                    words[start + position] = exception.why
         return words
 
     def the_only_instance(self, service: str, instance_id: str | None = None) -> str:

@@ -19,15 +19,16 @@ from registryd.errors import (
 )
 from registryd.feed.revision import parse_revision
 from registryd.kit.clock import Clock
-from registryd.registry.bodies import parse, parse_registration
+from registryd.registry.bodies import parse, parse_beats, parse_registration
 from registryd.registry.legacy import registration_of
 from registryd.registry.listing import array, service_object
 from registryd.registry.pick import Strategy, Wish, candidates, choose, why_none
 from registryd.registry.query import FILTERS, parse_filters
 from registryd.registry.reads import Reads, etag, known_parameters, next_link
 from registryd.registry.reaper import Reaper
-from registryd.registry.registrar import Registrar, Written
+from registryd.registry.registrar import Registrar, Written, moment
 from registryd.registry.stats import capabilities, registry_stats
+from registryd.registry.store import Renewed
 from registryd.registry.types import (
     INSTANCE_ID_RE,
     NAME_RE,
@@ -54,6 +55,7 @@ from registryd.registry.types import (
     ServiceShown,
     Stats,
     identity,
+    renew_interval,
 )
 from registryd.registry.view import EVERYTHING, Instance, View
 from registryd.web import codec
@@ -65,8 +67,8 @@ NAME: Final = {"name": NAME_RE}
 INSTANCE: Final = {"name": NAME_RE, "id": INSTANCE_ID_RE}
 JSON_OR_PATCH: Final = ("application/json", "application/merge-patch+json")
 
-MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Ten thousand heartbeats with the longest names; every other body is 256 KiB at most."""
+MAX_BATCH_BYTES: Final = 1024 * 1024
+"""Ten thousand heartbeats of a hundred bytes; every other body is 256 KiB at most."""
 MAX_DRAIN_SECONDS: Final = 86_400
 
 
@@ -269,8 +271,7 @@ class ServiceRoutes:
         return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
 
     async def heartbeat_batch(self, request: Request) -> Reply:
-        batch = parse(HeartbeatBatch, await request.json())
-        words = await self._registrar.renew_many(batch.heartbeats)
+        words = await self._registrar.renew_many(parse_beats(await request.json()))
         return Reply(200, codec.dumps({"results": words}))
 
     # --- reading
@@ -944,12 +945,13 @@ def _heartbeat(body: object) -> Heartbeat | None:
     return None if body is None else parse(Heartbeat, body)
 
 
-def _renewed(lease: Lease) -> Reply:
+def _renewed(lease: Renewed) -> Reply:
     # Written out: this is the hottest answer of all.
+    seconds = lease.ttl_ms // 1000
     return Reply(
         200,
         b'{"ttlSeconds":%d,"expiresAt":"%b","renewIntervalSeconds":%d}'
-        % (lease.ttl_seconds, lease.expires_at.encode(), lease.renew_interval_seconds),
+        % (seconds, moment(lease.expires_at_ms).encode(), renew_interval(seconds)),
     )
 
 

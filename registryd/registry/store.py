@@ -110,6 +110,20 @@ class Renewed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Renewals:
+    """The outcome of a batch. Whoever is not among the exceptions, by position, is renewed for his ttl."""
+
+    now_ms: int
+    exceptions: dict[int, Renewed | Refused]
+
+    def of(self, position: int, renewal: Renewal) -> Renewed | Refused:
+        outcome = self.exceptions.get(position)
+        if outcome is not None:
+            return outcome
+        return Renewed(renewal.ttl_ms, self.now_ms + renewal.ttl_ms)
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     revision: Revision
     count: int
@@ -293,30 +307,28 @@ class RegistryStore:
             )
         )
 
-    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Refused]:
-        """Renews many leases in one call; answers in their order."""
+    async def renew(self, renewals: Sequence[Renewal]) -> Renewals:
+        """Renews many leases in one call."""
         arguments: list[Argument] = []
         for renewal in renewals:
             arguments += renewal
         reply = await self._run("heartbeat", *arguments)
         now = int(reply[0])
-        answers: list[Renewed | Refused] = [
-            Renewed(renewal.ttl_ms, now + renewal.ttl_ms) for renewal in renewals
-        ]
-        for position, kind, value in zip(*(iter(reply[1:]),) * 3, strict=True):
-            at = int(position) - 1
+        exceptions: dict[int, Renewed | Refused] = {}
+        for place, kind, value in zip(*(iter(reply[1:]),) * 3, strict=True):
+            position = int(place) - 1
             match kind:
                 case b"unknown":
-                    answers[at] = Refused("unknown")
+                    exceptions[position] = Refused("unknown")
                 case b"superseded":
-                    answers[at] = Refused("superseded", value.decode())
+                    exceptions[position] = Refused("superseded", value.decode())
                 case b"ttl":
-                    answers[at] = Renewed(int(value), now + int(value))
+                    exceptions[position] = Renewed(int(value), now + int(value))
                 case b"draining":
-                    answers[at] = Renewed(renewals[at].ttl_ms, int(value))
+                    exceptions[position] = Renewed(renewals[position].ttl_ms, int(value))
                 case _:
                     raise ValueError(f"heartbeat.lua answered {kind!r}")
-        return answers
+        return Renewals(now, exceptions)
 
     async def report_status(
         self, identity: str, incarnation: str, status: str, extra: bytes = b""

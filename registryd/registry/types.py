@@ -43,6 +43,7 @@ MAX_CAPABILITIES: Final = 128
 MAX_TAGS: Final = 64
 MAX_MODELS: Final = 256
 MAX_DEPENDENCIES: Final = 128
+MAX_BATCH: Final = 10_000
 
 SCHEMES: Final = {
     "http": 80,
@@ -413,7 +414,7 @@ class HeartbeatItem(Shape):
 class HeartbeatBatch(Shape):
     """Body of `PUT /heartbeats`."""
 
-    heartbeats: Annotated[list[HeartbeatItem], Field(max_length=10_000)]
+    heartbeats: Annotated[list[HeartbeatItem], Field(max_length=MAX_BATCH)]
 
 
 class LegacyRegistration(BaseModel):

@@ -13,7 +13,16 @@ from script_model import CAP, Inst, Logged, Model
 from registryd.feed.revision import Revision
 from registryd.metrics import Metrics
 from registryd.registry.document import Row
-from registryd.registry.store import Check, Claim, Entry, Guard, RegistryStore, Renewal, StoreLimits
+from registryd.registry.store import (
+    Check,
+    Claim,
+    Entry,
+    Guard,
+    RegistryStore,
+    Renewal,
+    Renewals,
+    StoreLimits,
+)
 from registryd.storage.connection import Connection
 from registryd.storage.keys import CORE, Keys
 from registryd.storage.pipelined import Argument
@@ -111,6 +120,8 @@ class ScriptMachine(RuleBasedStateMachine):
 
         def call() -> Any:
             real = settle(getattr(self.store, method)(*arguments, **options))
+            if isinstance(real, Renewals):
+                real = [real.of(at, renewal) for at, renewal in enumerate(arguments[0])]
             expected = getattr(self.model, method)(*arguments, **options)
             assert real == expected, f"{method}{arguments} {options}"
             return real

@@ -35,10 +35,10 @@ MUTANTS = {
     ),
     "a drain counts for the guard": Mutant("- call('ZCOUNT', DRAINS, '-inf', cutoff)", ""),
     "a heartbeat revives the unknown": Mutant(
-        "local raw, inc, believed = rows[i],", "local raw, inc, believed = rows[i] or '2000 x 0',"
+        "local raw = rows[i]\n", "local raw = rows[i] or '2000 x 0'\n"
     ),
     "a heartbeat of a predecessor renews": Mutant(
-        "if inc ~= '' and inc ~= current then", "if false then"
+        "if inc ~= '' and inc ~= sub(raw, space + 1, -3) then", "if false then"
     ),
     "the lease clock has no cap": Mutant(
         "elseif d > CAP then skew = skew + (d - CAP); jump = d end", "end"
@@ -64,7 +64,7 @@ MUTANTS = {
         "emit({kind = 'service:updated', id = id, row = row, doc = doc, admin = admin, reason = 'renewed'})",
         "",
     ),
-    "renewals extend a drain": Mutant("elseif beaten >= '2' then", "elseif false then"),
+    "renewals extend a drain": Mutant("elseif beaten >= DRAINING then", "elseif false then"),
     "a drain ends as a death": Mutant(
         "if state_of(admin_of(id)) == 'draining' then remove", "if false then remove"
     ),

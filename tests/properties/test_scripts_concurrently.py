@@ -39,6 +39,12 @@ SLACK_MS: Final = 2
 """The clocks of both processes are the same one, read in whole milliseconds."""
 
 
+async def renew(store: RegistryStore, renewals: list[Renewal]) -> list[Renewed | Refused]:
+    """An outcome for each, also for those that the store does not speak of."""
+    answer = await store.renew(renewals)
+    return [answer.of(position, renewal) for position, renewal in enumerate(renewals)]
+
+
 @dataclass(frozen=True)
 class Told:
     """One call, from just before to just after, and its answer."""
@@ -122,7 +128,7 @@ class Crowd:
     async def beat(self) -> None:
         names = self.random.sample(IDS, 6)
         began = wall_ms()
-        answers = await self.store.renew([Renewal(name, "", 0) for name in names])
+        answers = await renew(self.store, [Renewal(name, "", 0) for name in names])
         ended = wall_ms()
         self.told += [
             Told("renew", name, "", began, ended, answer)

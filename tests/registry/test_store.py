@@ -42,6 +42,12 @@ MAINTENANCE = b'{"state":"maintenance","by":"ops","reason":"a \\"quoted\\" / rea
 DRAINING = b'{"state":"draining","by":"ops"}'
 
 
+async def renew(store: RegistryStore, renewals: list[Renewal]) -> list[Renewed | Refused]:
+    """An outcome for each, also for those that the store does not speak of."""
+    answer = await store.renew(renewals)
+    return [answer.of(position, renewal) for position, renewal in enumerate(renewals)]
+
+
 @pytest.fixture
 def clocked(store: RegistryStore) -> RegistryStore:
     """The store, on a clock that stands still until the test moves it."""
@@ -80,7 +86,7 @@ async def drain(store: RegistryStore, name: str = "a:1", seconds: int = 5) -> St
 
 
 async def beat(store: RegistryStore, *names: str) -> list[Renewed | Refused]:
-    return await store.renew([Renewal(name, "", TTL) for name in names])
+    return await renew(store, [Renewal(name, "", TTL) for name in names])
 
 
 async def live_on(store: RegistryStore, ms: int, *, beating: Sequence[str] = ()) -> list[str]:
@@ -429,14 +435,14 @@ async def test_a_heartbeat_of_a_predecessor_is_superseded(
 ) -> None:
     stored = await register(clocked)
     clocked.now_ms += 100
-    answers = await clocked.renew([Renewal("a:1", "old", TTL)])
+    answers = await renew(clocked, [Renewal("a:1", "old", TTL)])
     assert answers == [Refused("superseded", stored.row.incarnation)]
     assert await eyes.expiry() == START + TTL
 
 
 async def test_a_heartbeat_learns_the_real_ttl(clocked: RegistryStore) -> None:
     await register(clocked)
-    answers = await clocked.renew([Renewal("a:1", "", 0)])
+    answers = await renew(clocked, [Renewal("a:1", "", 0)])
     assert answers == [Renewed(TTL, START + TTL)]
 
 
@@ -479,7 +485,7 @@ async def test_a_heartbeat_writes_a_lost_expiring_key_again(
 async def test_a_late_heartbeat_renews_until_the_sweep(clocked: RegistryStore) -> None:
     await register(clocked, ttl_ms=400)
     clocked.now_ms += 500
-    assert await clocked.renew([Renewal("a:1", "", 400)]) == [Renewed(400, START + 900)]
+    assert await renew(clocked, [Renewal("a:1", "", 400)]) == [Renewed(400, START + 900)]
     assert (await clocked.sweep(None)).removed == []
 
 
@@ -908,7 +914,7 @@ async def suspect_with_a_check(store: RegistryStore, *, beaten: bool) -> Claim:
         await register(store, f"a:{n}", ttl_ms=500, check=Check(60_000, 1, 1))
     claims = await store.claim_checks(5)
     if beaten:
-        await store.renew([Renewal(f"a:{n}", "", 500) for n in range(5)])
+        await renew(store, [Renewal(f"a:{n}", "", 500) for n in range(5)])
     store.now_ms += 501
     assert (await store.sweep(GUARD)).held == 5
     return claims[0]

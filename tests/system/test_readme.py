@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.timeout(180)
 async def test_the_curl_lines_of_the_readme_work(store_url: str) -> None:
     block = re.search(
-        r"<!-- runs in .*? -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+        r"<!-- runs in .*? -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
     assert block
     settings = Settings.model_validate(

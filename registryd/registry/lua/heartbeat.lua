@@ -5,42 +5,48 @@
 --   unknown, superseded (value: the current incarnation), ttl (value: the real ttl ms; renewed),
 --   draining (value: its end, wall ms; not moved)
 -- All others are renewed until now + ttl: an ordinary batch answers one number.
+--
+-- The hottest script: it parses no more than it must, and hands numbers over unformatted.
+local count = (#ARGV - 6) / 3
 local ids = {}
-for i = 7, #ARGV, 3 do ids[#ids + 1] = ARGV[i] end
+for i = 1, count do ids[i] = ARGV[3 * i + 4] end
 commit_clock()
 local rows = call('HMGET', RENEW, unpack(ids))
-local out, moves, renewed = {int(now)}, {}, {}
+local out, moves, n = {int(now)}, {}, 0
+local find, sub, byte = string.find, string.sub, string.byte
+local NEVER, DRAINING = byte('0'), byte('2')
 local function except(i, kind, value)
-  out[#out + 1] = i
-  out[#out + 1] = kind
-  out[#out + 1] = value
+  local at = #out
+  out[at + 1], out[at + 2], out[at + 3] = i, kind, value
 end
-for i, id in ipairs(ids) do
-  local raw, inc, believed = rows[i], ARGV[3 * i + 5], ARGV[3 * i + 6]
+for i = 1, count do
+  local raw = rows[i]
   if not raw then except(i, 'unknown', '')
   else
-    local ttl, current, beaten = string.match(raw, '^(%d+) (%S+) (%d)$')
-    if inc ~= '' and inc ~= current then except(i, 'superseded', current)
-    elseif beaten >= '2' then except(i, 'draining', int(tonumber(call('ZSCORE', LEASES, id)) + skew))
+    local inc = ARGV[3 * i + 5]
+    local space = find(raw, ' ', 1, true)
+    local ttl, beaten = sub(raw, 1, space - 1), byte(raw, -1)
+    if inc ~= '' and inc ~= sub(raw, space + 1, -3) then except(i, 'superseded', sub(raw, space + 1, -3))
+    elseif beaten >= DRAINING then except(i, 'draining', int(tonumber(call('ZSCORE', LEASES, ids[i])) + skew))
     else
-      if ttl ~= believed then except(i, 'ttl', ttl) end
-      if beaten == '0' then call('HSET', RENEW, id, ttl .. ' ' .. current .. ' 1') end
-      moves[#moves + 1] = int(L + ttl)
-      moves[#moves + 1] = id
-      renewed[#renewed + 1] = L + ttl
+      if ttl ~= ARGV[3 * i + 6] then except(i, 'ttl', ttl) end
+      if beaten == NEVER then call('HSET', RENEW, ids[i], sub(raw, 1, -2) .. '1') end
+      moves[n + 1], moves[n + 2] = L + ttl, ids[i]
+      n = n + 2
     end
   end
 end
-if #moves == 0 then return out end
+if n == 0 then return out end
 call('ZADD', LEASES, unpack(moves))
 local held = nil
 if guard ~= 0 then
   local names = {}
-  for i = 2, #moves, 2 do names[#names + 1] = moves[i] end
+  for i = 2, n, 2 do names[#names + 1] = moves[i] end
   held = call('ZMSCORE', HELD, unpack(names))
 end
-for i, deadline in ipairs(renewed) do
-  local id = moves[2 * i]
-  if held and held[i] then rescue(id) else redate(id, deadline) end
+for i = 2, n, 2 do
+  local id, deadline = moves[i], moves[i - 1]
+  if held and held[i / 2] then rescue(id)
+  elseif pcall_('PEXPIREAT', SERVICES .. id, deadline + skew) ~= 1 then redate(id, deadline) end
 end
 return finish(out)
