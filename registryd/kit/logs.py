@@ -5,6 +5,7 @@
 shipping (the process manager keeps what we write to the stream), and no access log.
 """
 
+import json
 import logging
 import re
 import sys
@@ -146,7 +147,7 @@ def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
     # Never with the locals of its frames, which hold whatever the caller sent.
     if as_json:
         without_locals = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-        return [without_locals, redact, structlog.processors.JSONRenderer()]
+        return [without_locals, redact, structlog.processors.JSONRenderer(_encode)]
     return [
         structlog.processors.format_exc_info,
         redact,
@@ -159,6 +160,14 @@ def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
 @lru_cache(maxsize=512)
 def _is_secret(key: str) -> bool:
     return _SECRET_KEY.search(key) is not None
+
+
+# Made once: json.dumps makes one for every call that wants anything but its defaults.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=repr)
+
+
+def _encode(event: object, **_: object) -> str:
+    return _ENCODER.encode(event)
 
 
 def _masked(value: object, key: object = "") -> object:

@@ -6,14 +6,14 @@ holds the two together. Nothing here parses the client's part.
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from registryd.feed.revision import Revision
 from registryd.registry.types import AdminState, HealthStatus, InstanceFields, renew_interval
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The registry's own part of an instance, as the store keeps it (cjson, key `ossa:inst`)."""
 
     ttl_ms: int
@@ -27,10 +27,12 @@ class Row:
     endpoint: str
     terms: tuple[str, ...]
 
-    @classmethod
-    def decode(cls, raw: bytes) -> "Row":
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def decode(raw: bytes) -> "Row":
+        """Remembers the latest: a write reads its row in the answer, and again when the stream brings it."""
         row: dict[str, Any] = json.loads(raw)
-        return cls(
+        return Row(
             ttl_ms=int(row["ttl"]),
             incarnation=row["inc"],
             revision=Revision(int(row["epoch"]), int(row["rev"])),
@@ -86,10 +88,14 @@ def compose(
 
 def encode(fields: InstanceFields) -> bytes:
     """The client's part as it is stored: canonical JSON of what was given and of our defaults."""
+    free = fields.metadata.model_extra or {}
+    unchecked = fields.health_check is None and "health_check" in fields.model_fields_set
+    if not unchecked and None not in free.values():
+        return fields.model_dump_json(by_alias=True, exclude_none=True, include=_STORED).encode()
     shown = fields.model_dump(by_alias=True, exclude_none=True, mode="json", include=_STORED)
-    # Free form: a null that the client wrote there is the client's.
-    shown["metadata"] |= fields.metadata.model_extra or {}
-    if fields.health_check is None and "health_check" in fields.model_fields_set:
+    # Nulls that mean something: free form ones are the client's, and no check is not the default one.
+    shown["metadata"] |= free
+    if unchecked:
         shown["healthCheck"] = None
     return json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 

@@ -5,7 +5,6 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 """
 
 import itertools
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,20 +33,21 @@ class Check:
     fall: int
 
     def encode(self) -> str:
-        return json.dumps({"interval": self.interval_ms, "rise": self.rise, "fall": self.fall})
+        return f'{{"interval":{self.interval_ms},"rise":{self.rise},"fall":{self.fall}}}'
+
+
+def _check(check: HealthCheck) -> Check:
+    return Check(check.interval_ms, check.success_threshold, check.failure_threshold)
+
+
+DEFAULT_CHECK: Final = _check(HealthCheck())
 
 
 def check_of(fields: InstanceFields) -> Check | None:
     """The check an instance is to have: its own, the default one, or none when it said null."""
-    if fields.health_check is None:
-        if "health_check" in fields.model_fields_set:
-            return None
-        fields_check = HealthCheck()
-    else:
-        fields_check = fields.health_check
-    return Check(
-        fields_check.interval_ms, fields_check.success_threshold, fields_check.failure_threshold
-    )
+    if fields.health_check is not None:
+        return _check(fields.health_check)
+    return None if "health_check" in fields.model_fields_set else DEFAULT_CHECK
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,16 @@ class Entry:
         """document, terms, ttl, check, endpoint"""
         return (
             self.document,
-            json.dumps(list(self.terms)),
+            _array(self.terms),
             self.ttl_ms,
             self.check.encode() if self.check else "",
             self.endpoint,
         )
+
+
+def _array(terms: Sequence[str]) -> str:
+    """A JSON array. No name, tag or version can hold what would have to be escaped."""
+    return '["' + '","'.join(terms) + '"]' if terms else "[]"
 
 
 def entry_of(identity: str, fields: InstanceFields, document: bytes, ttl_ms: int) -> Entry:

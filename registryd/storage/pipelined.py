@@ -97,7 +97,9 @@ class _Link:
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        if not self.broken:
+        # A transport may know that it is closed before the reader does, who tells those who wait;
+        # that of uvloop raises when it is written to then.
+        if not self.broken and not self._writer.is_closing():
             self._writer.write(b"".join(outgoing))
 
     async def _read(self) -> None:

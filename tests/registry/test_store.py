@@ -450,14 +450,15 @@ async def test_a_batch_answers_each_in_its_place(clocked: RegistryStore, eyes: E
     await register(clocked, "a:1")
     b = await register(clocked, "b.c:x:~9")
     clocked.now_ms += 500
-    answers = await clocked.renew(
+    answers = await renew(
+        clocked,
         [
             Renewal("a:0", "", TTL),
             Renewal("a:1", "", TTL),
             Renewal("b.c:x:~9", "old", TTL),
             Renewal("b.c:x:~9", b.row.incarnation, 7),
             Renewal("a:1", "", TTL),
-        ]
+        ],
     )
     renewed = Renewed(TTL, START + 500 + TTL)
     assert answers == [
