@@ -104,7 +104,8 @@ class Registryd:
         seconds: float = PATIENCE,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        assert self.session is not None
+        if self.session is None or self.session.closed:
+            raise ConnectionResetError("this daemon was killed")
         async with self.session.request(
             method, path, json=body, headers=headers, timeout=aiohttp.ClientTimeout(seconds)
         ) as response:

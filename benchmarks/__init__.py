@@ -1,0 +1,1 @@
+"""The benches: what `make bench` measures, and how. `python -m benchmarks --help` tells the options."""
