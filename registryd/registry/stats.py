@@ -40,8 +40,7 @@ def capabilities(view: View) -> list[CapabilityShown]:
     services: defaultdict[str, set[str]] = defaultdict(set)
     contents = view.contents
     for term in contents.capability_versions:
-        for identity in contents.index[term]:
-            services[term].add(contents.by_id[identity].service)
+        services[term].update(instance.service for instance in contents.at(contents.index[term]))
     return [
         CapabilityShown(
             name=term.removeprefix("capability:"),

@@ -10,6 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from pyroaring import BitMap
+
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
 from registryd.registry.document import Admin, Row, compose, effective_health
@@ -40,6 +42,7 @@ class Instance:
         "id",
         "rev",
         "service",
+        "slot",
         "suspect",
         "terms",
         "ttl_ms",
@@ -54,6 +57,7 @@ class Instance:
         service, _ = split_identity(identity)
         zone = fields.get("zone")
         self.id = identity
+        self.slot = -1
         self.service = sys.intern(service)
         self.fragment = compose(document, row, admin, suspect=suspect)
         self.document_length = len(document)
@@ -158,12 +162,14 @@ def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any])
 
 
 class Contents:
-    """Instances by id, and indexes that hold ids: a change touches only the terms that it changes."""
+    """Instances by id, and indexes that hold their slots: small numbers that are kept while an instance
+    changes, so that a change touches only the terms it changes, and that compressed bitmaps can hold."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, Instance] = {}
-        self.index: dict[str, set[str]] = {}
-        """Every term but `service:`, which is answered by `services`."""
+        self.slots: list[Instance | None] = []
+        self.index: dict[str, BitMap] = {}
+        """The slots of the instances that have a term."""
         self.services: dict[str, list[str]] = {}
         """The ids of a service's instances, in order."""
         self.names: list[str] = []
@@ -172,27 +178,31 @@ class Contents:
         """Which versions of `capability:<name>` there are, for ranges."""
         self.versions: set[str] = set()
         """Which versions instances have."""
+        self._free: list[int] = []
 
     def put(self, instance: Instance) -> Instance | None:
         """Adds or replaces; answers with what stood there."""
         before = self.by_id.get(instance.id)
         if before is None:
             self._enter(instance)
-            self._link(instance.id, instance.terms)
+            self._link(instance.slot, instance.terms)
         else:
-            instance.id = before.id  # one string for all: the indexes know this one
+            instance.id, instance.slot = before.id, before.slot
+            self.slots[instance.slot] = instance
             if before.terms == instance.terms:
                 instance.terms = before.terms
             else:
-                self._unlink(before.id, set(before.terms).difference(instance.terms))
-                self._link(before.id, set(instance.terms).difference(before.terms))
+                self._unlink(before.slot, set(before.terms).difference(instance.terms))
+                self._link(before.slot, set(instance.terms).difference(before.terms))
         self.by_id[instance.id] = instance
         return before
 
     def drop(self, identity: str) -> Instance | None:
         before = self.by_id.pop(identity, None)
         if before is not None:
-            self._unlink(before.id, before.terms)
+            self._unlink(before.slot, before.terms)
+            self.slots[before.slot] = None
+            self._free.append(before.slot)
             siblings = self.services[before.service]
             del siblings[bisect_left(siblings, identity)]
             if not siblings:
@@ -200,7 +210,18 @@ class Contents:
                 del self.names[bisect_left(self.names, before.service)]
         return before
 
+    def at(self, slots: BitMap) -> list[Instance]:
+        """The instances in these slots, in no order that means anything."""
+        held = self.slots
+        return [instance for slot in slots if (instance := held[slot]) is not None]
+
     def _enter(self, instance: Instance) -> None:
+        if self._free:
+            instance.slot = self._free.pop()
+            self.slots[instance.slot] = instance
+        else:
+            instance.slot = len(self.slots)
+            self.slots.append(instance)
         siblings = self.services.get(instance.service)
         if siblings is None:
             self.services[instance.service] = [instance.id]
@@ -211,22 +232,18 @@ class Contents:
             instance.terms = near
         insort(siblings, instance.id)
 
-    def _link(self, identity: str, terms: Iterable[str]) -> None:
+    def _link(self, slot: int, terms: Iterable[str]) -> None:
         for term in terms:
-            if term.startswith("service:"):
-                continue
             members = self.index.get(term)
             if members is None:
-                members = self.index[term] = set()
+                members = self.index[term] = BitMap()
                 self._note_version(term)
-            members.add(identity)
+            members.add(slot)
 
-    def _unlink(self, identity: str, terms: Iterable[str]) -> None:
+    def _unlink(self, slot: int, terms: Iterable[str]) -> None:
         for term in terms:
-            if term.startswith("service:"):
-                continue
             members = self.index[term]
-            members.discard(identity)
+            members.discard(slot)
             if not members:
                 del self.index[term]
                 self._forget_version(term)

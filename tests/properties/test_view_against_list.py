@@ -172,7 +172,7 @@ def made(steps: list[Step]) -> History:
 def indexes(contents: Contents) -> Any:
     """Everything that finds instances, by their names."""
     return (
-        contents.index,
+        {term: {i.id for i in contents.at(slots)} for term, slots in contents.index.items()},
         contents.services,
         contents.names,
         contents.capability_versions,
