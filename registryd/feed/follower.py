@@ -96,9 +96,10 @@ class Follower:
         self._backoff.reset()
 
     def _take(self, changes: list[Change]) -> None:
+        # Whatever ends this early, also a change that the consumer cannot take, ends in a load.
+        self._must_load = True
         for change in changes:
             if not self._follows(change.at):
-                self._must_load = True
                 self._metrics.feed_gaps.inc()
                 log.warning(
                     "gap in the change stream, loading anew",
@@ -109,6 +110,8 @@ class Follower:
             self._consumer.apply(change)
             self.position = change.at
             self._remember(change)
+        else:
+            self._must_load = False
         if changes:
             self._wake()
 

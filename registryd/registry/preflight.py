@@ -12,7 +12,7 @@ import structlog
 from registryd.errors import StartupRefused, StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.registry.store import Check, Entry, Refused, RegistryStore, Renewal, StoreLimits
-from registryd.storage.connection import Connection
+from registryd.storage.connection import REFUSALS, Connection
 from registryd.storage.keys import Keys
 from registryd.storage.scripts import Script, ScriptRunner, load
 
@@ -23,6 +23,9 @@ FLAGS_SINCE: Final = 7
 """The first major version of Redis that reads a script's flags; every Valkey does."""
 
 RIGHTS: Final = "~{prefix}:* &{prefix}:* +@read +@write +@scripting +publish +time +info +ping"
+
+
+CREDENTIALS: Final = (REFUSALS["NOAUTH"], REFUSALS["WRONGPASS"])
 
 
 async def check_server(connection: Connection, *, patience: timedelta) -> Mapping[str, object]:
@@ -58,10 +61,11 @@ async def _answer(connection: Connection, patience: timedelta) -> Mapping[str, o
         try:
             info: Mapping[str, object] = await connection.call("INFO")
         except StorageUnavailable as error:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise StartupRefused(
-                    f"{error.detail}: is it running, and is redis.url right?"
-                ) from error
+            # A wrong password does not get better by waiting.
+            hopeless = any(text in error.detail for text in CREDENTIALS)
+            if hopeless or asyncio.get_running_loop().time() >= deadline:
+                advice = "" if hopeless else ": is it running, and is redis.url right?"
+                raise StartupRefused(error.detail + advice) from error
             if not told:
                 log.warning("waiting for the store", reason=error.detail)
                 told = True

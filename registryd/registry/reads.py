@@ -188,7 +188,8 @@ class Reads:
     def _may_differ(self, since: Revision, groups: Groups) -> bool:
         now = self._view.revision
         if since.epoch != now.epoch:
-            return since.epoch < now.epoch
+            # A view of nothing comes after every history: somebody has emptied the store.
+            return since.epoch < now.epoch or now == NOWHERE
         return self._view.changed_at(groups) > since.rev
 
     async def list(self, request: Request) -> Reply:

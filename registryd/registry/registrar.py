@@ -31,7 +31,7 @@ from registryd.feed.revision import Revision, parse_revision
 from registryd.kit.clock import from_ms, rfc3339
 from registryd.registry.bodies import Beat, canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
-from registryd.registry.renew import RenewalQueue
+from registryd.registry.renew import MAX_BATCH, RenewalQueue
 from registryd.registry.store import (
     Entry,
     Refused,
@@ -60,7 +60,7 @@ CONFIRM: Final = timedelta(seconds=2)
 ATTEMPTS: Final = 5
 """How often a read-modify-write starts again when somebody else was quicker."""
 
-BATCH: Final = 200
+DEREGISTER_AT_ONCE: Final = 100
 
 _LOGGED: Final = {
     "registered": "instance registered",
@@ -292,9 +292,9 @@ class Registrar:
         ids = [identity(service, instance_id) for instance_id in instance_ids]
         if expected:
             expected = await self.pinned(ids[0], expected)
-        for start in range(0, len(ids), BATCH // 2):
+        for start in range(0, len(ids), DEREGISTER_AT_ONCE):
             removed = await self._store.deregister(
-                ids[start : start + BATCH // 2],
+                ids[start : start + DEREGISTER_AT_ONCE],
                 incarnation=incarnation,
                 expected=expected,
                 reason=reason,
@@ -339,13 +339,13 @@ class Registrar:
         """Renews a batch; for each, in order, `renewed`, `unknown` or `superseded`."""
         by_id = self._view.contents.by_id
         words = ["renewed"] * len(beats)
-        for start in range(0, len(beats), BATCH):
+        for start in range(0, len(beats), MAX_BATCH):
             renewals = []
-            for service, instance_id, incarnation in beats[start : start + BATCH]:
+            for service, instance_id, incarnation in beats[start : start + MAX_BATCH]:
                 name = f"{service}:{instance_id}"
                 held = by_id.get(name)
                 renewals.append(Renewal(name, incarnation, held.ttl_ms if held is not None else 0))
-            outcome = await self._store.renew(renewals)
+            outcome = await self._renewals.renew_now(renewals)
             for position, exception in outcome.exceptions.items():
                 if isinstance(exception, Refused):
                     words[start + position] = exception.why

@@ -5,6 +5,7 @@ cheaper each becomes. Every answer is given only after the store has renewed the
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from registryd.metrics import Metrics
@@ -22,6 +23,8 @@ class RenewalQueue:
     def __init__(self, store: RegistryStore, metrics: Metrics) -> None:
         self._store = store
         self._batch_size = metrics.renewal_batch_size
+        self._renewed = metrics.renewals.labels("renewed")
+        self._refused = {why: metrics.renewals.labels(why) for why in ("unknown", "superseded")}
         self._pending: list[Waiting] = []
         self._under_way: list[Waiting] = []
         self._call: asyncio.Task[Renewals] | None = None
@@ -41,8 +44,17 @@ class RenewalQueue:
     async def _send(self) -> Renewals:
         # Taken here, a turn of the loop after the first arrived: its neighbours travel along.
         self._under_way, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
-        self._batch_size.observe(len(self._under_way))
-        return await self._store.renew([renewal for renewal, _ in self._under_way])
+        return await self.renew_now([renewal for renewal, _ in self._under_way])
+
+    async def renew_now(self, renewals: Sequence[Renewal]) -> Renewals:
+        """Renews a batch that somebody else has gathered, of MAX_BATCH at most."""
+        self._batch_size.observe(len(renewals))
+        outcome = await self._store.renew(renewals)
+        refused = [one.why for one in outcome.exceptions.values() if isinstance(one, Refused)]
+        self._renewed.inc(len(renewals) - len(refused))
+        for why in refused:
+            self._refused[why].inc()
+        return outcome
 
     def _settle(self, call: asyncio.Task[Renewals]) -> None:
         batch, self._under_way, self._call = self._under_way, [], None

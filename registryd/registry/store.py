@@ -200,6 +200,8 @@ class RegistryStore:
             "{}{:x}".format, itertools.repeat(secrets.token_hex(6)), itertools.count(1)
         )
         self.now_ms = now_ms
+        self.deployment: str | None = None
+        """Whose store this is, once it is set up."""
 
     def nonce(self) -> str:
         """A name for one operation, unique among all daemons. It is also the default incarnation."""
@@ -249,6 +251,7 @@ class RegistryStore:
                 f"the store under prefix {self._keys.prefix!r} has {parts} partitions, not {partitions}: "
                 "their number is fixed when a store is first used"
             )
+        self.deployment = found
         return found
 
     async def register(

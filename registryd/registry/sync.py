@@ -1,6 +1,6 @@
 """Keeps a view in step with the store: the snapshot it starts from, and the changes after it."""
 
-from registryd.feed.revision import Revision
+from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
 from registryd.metrics import Metrics
 from registryd.registry.document import Admin, Row
@@ -37,6 +37,9 @@ class ViewSync:
             cursor = page.cursor
             if cursor == 0:
                 break
+        if start == NOWHERE and self._store.deployment is not None:
+            # Somebody has emptied the store: what comes next has to bear its name again.
+            await self._store.set_up(self._store.deployment)
         self._view.replace(contents, start, page.revision)
         return start
 

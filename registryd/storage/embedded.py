@@ -100,7 +100,7 @@ class EmbeddedStore:
         self._server_lock = self.data_dir / "server.lock"
         self._socket_link = self.data_dir / "socket"
         self._child: asyncio.subprocess.Process | None = None
-        self._backoff = Backoff(base=0.1, cap=5.0)
+        self._backoff = Backoff(base=0.1, cap=1.0)
         self._supervisor = Supervisor()
 
     @property

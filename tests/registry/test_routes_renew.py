@@ -119,3 +119,16 @@ async def test_one_wrong_item_refuses_the_whole_batch_by_position(api: Api) -> N
     beats = [{"name": "chat", "instanceId": "a"}, {"name": "a b", "instanceId": "a"}]
     answer = await api.put("/heartbeats", {"heartbeats": beats})
     assert answer.pointers == ["/heartbeats/1/name"]
+
+
+async def test_renewals_are_counted_by_outcome_also_those_of_a_batch(api: Api) -> None:
+    await api.register()
+    await api.put(f"{A}/heartbeat")
+    await api.put("/services/chat/instances/nobody/heartbeat")
+    await api.put(
+        "/heartbeats",
+        {"heartbeats": [{"name": "chat", "instanceId": one} for one in ("a", "a", "nobody")]},
+    )
+    metrics = (await api.get("/metrics")).body.decode()
+    assert 'registryd_renewals_total{outcome="renewed"} 3.0' in metrics
+    assert 'registryd_renewals_total{outcome="unknown"} 2.0' in metrics

@@ -7,6 +7,7 @@ from registryd.metrics import Metrics
 from registryd.registry.store import RegistryStore, SnapshotPage, SnapshotRow
 from registryd.registry.sync import ViewSync
 from registryd.registry.view import View
+from registryd.storage.connection import Connection
 
 
 class Pages(RegistryStore):
@@ -14,6 +15,7 @@ class Pages(RegistryStore):
 
     def __init__(self, *pages: SnapshotPage) -> None:
         self.pages = pages
+        self.deployment = None
 
     async def snapshot(self, cursor: int, count: int) -> SnapshotPage:
         return self.pages[cursor]
@@ -77,3 +79,11 @@ async def test_applied_changes_are_counted_by_type() -> None:
     sync.apply(history.register("chat"))
     labels = {"type": "service:registered"}
     assert metrics.registry.get_sample_value("registryd_events_total", labels) == 1
+
+
+async def test_a_store_that_somebody_emptied_bears_its_name_again(
+    store: RegistryStore, connection: Connection, metrics: Metrics
+) -> None:
+    await connection.call("FLUSHALL")
+    await ViewSync(store, View(), metrics, chunk=10).load()
+    assert await connection.call("HGET", "ossa:meta", "deployment") == b"test"
