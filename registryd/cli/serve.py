@@ -1,6 +1,7 @@
 """Runs the daemon in the foreground: event loop, signals, and what it says when it has started."""
 
 import asyncio
+import ctypes
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,11 @@ Flags = Mapping[str, object]
 Environ = Mapping[str, str]
 Reread = Callable[[], Settings]
 
+# malloc.h
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+LARGEST_KEPT: Final = 32 * 1024 * 1024
+
 NOTICE: Final = timedelta(seconds=1)
 """How long after SIGTERM new connections are still served, while load balancers and clients learn of
 it: whoever comes in that moment would otherwise be refused."""
@@ -34,7 +40,19 @@ def run(config: Path | None, flags: Flags, environ: Environ) -> None:
     def reread() -> Settings:
         return load(config, flags=flags, environ=environ)
 
+    keep_large_blocks()
     _runner().run(_serve(settings, reread))
+
+
+def keep_large_blocks() -> None:
+    """Tells glibc to keep freed blocks of up to 32 MiB. Else it maps and unmaps memory for every long
+    list that is answered, and the kernel clears its pages each time: half the cost of such an answer."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)
 
 
 def _runner() -> asyncio.Runner:

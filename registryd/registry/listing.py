@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pyroaring import BitMap
@@ -24,7 +23,7 @@ from registryd.registry.query import FIELDS, Filters
 from registryd.registry.types import PREFERENCE
 from registryd.registry.types import identity as identity_of
 from registryd.registry.versions import sort_key
-from registryd.registry.view import Contents, Instance, Point, View
+from registryd.registry.view import BY_ID, Contents, Instance, Point, View
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
@@ -82,7 +81,7 @@ def render(view: View, filters: Filters, page: Page) -> Listing:
     contents = view.contents
     slots = filters.slots(contents)
     if slots is None:
-        found = _Found(contents.names, view.of_service, len(contents.by_id))
+        found = _Found(contents.names, contents.services.__getitem__, len(contents.by_id))
     elif len(slots) * WALK_FROM > len(contents.by_id):
         found = _walked(contents, slots)
     else:
@@ -110,13 +109,10 @@ class _Found:
 
 def _walked(contents: Contents, slots: BitMap) -> _Found:
     groups: dict[str, list[Instance]] = {}
-    by_id = contents.by_id
     for name in contents.names:
-        members = [
-            instance
-            for identity in contents.services[name]
-            if (instance := by_id[identity]).slot in slots
-        ]
+        members = contents.services[name]
+        if not contents.index[f"service:{name}"].issubset(slots):
+            members = [instance for instance in members if instance.slot in slots]
         if members:
             groups[name] = members
     return _Found(list(groups), groups.__getitem__, len(slots))
@@ -134,11 +130,8 @@ def _grouped(matched: Iterable[Instance]) -> _Found:
             members.append(instance)
     for members in groups.values():
         if len(members) > 1:
-            members.sort(key=_BY_ID)
+            members.sort(key=BY_ID)
     return _Found(sorted(groups), groups.__getitem__, total)
-
-
-_BY_ID: Final = attrgetter("id")
 
 
 def _rendered(at: Point, found: _Found, page: Page) -> Listing:
@@ -211,6 +204,9 @@ def _instances(found: _Found, page: Page) -> tuple[list[Instance], bool]:
     """The instances on the page, and whether more follow."""
     if page.sort == "name":
         limit = found.total if page.limit is None else page.limit
+        if limit >= found.total and page.after is None and not page.descending:
+            everything = itertools.chain.from_iterable(map(found.instances, found.names))
+            return list(everything), False
         instances = list(itertools.islice(_in_order(found, page), limit + 1))
         return instances[:limit], len(instances) > limit
     value, key = _VALUES[page.sort], _KEYS[page.sort]
@@ -240,16 +236,16 @@ def _in_order(found: _Found, page: Page) -> Iterator[Instance]:
         members = found.instances(name)
         if page.after is not None and name == page.after[1]:
             if page.descending:
-                members = members[: bisect_left(members, last, key=_BY_ID)]
+                members = members[: bisect_left(members, last, key=BY_ID)]
             else:
-                members = members[bisect_right(members, last, key=_BY_ID) :]
+                members = members[bisect_right(members, last, key=BY_ID) :]
         yield from reversed(members) if page.descending else members
 
 
-Row = TypeVar("Row", bound="SupportsRichComparison")
+Key = TypeVar("Key", bound="SupportsRichComparison")
 
 
-def _cut(rows: Sequence[Row], page: Page, after: Row | None) -> tuple[list[Row], bool]:
+def _cut(rows: Sequence[Key], page: Page, after: Key | None) -> tuple[list[Key], bool]:
     """The part of ascending `rows` that the page shows, in its direction, and whether more follow."""
     limit = len(rows) if page.limit is None else page.limit
     if page.descending:

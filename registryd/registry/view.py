@@ -8,6 +8,7 @@ import json
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from pyroaring import BitMap
@@ -161,6 +162,9 @@ def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any])
         yield f"dependsOn:{name}"
 
 
+BY_ID: Final = attrgetter("id")
+
+
 class Contents:
     """Instances by id, and indexes that hold their slots: small numbers that are kept while an instance
     changes, so that a change touches only the terms it changes, and that compressed bitmaps can hold."""
@@ -170,8 +174,8 @@ class Contents:
         self.slots: list[Instance | None] = []
         self.index: dict[str, BitMap] = {}
         """The slots of the instances that have a term."""
-        self.services: dict[str, list[str]] = {}
-        """The ids of a service's instances, in order."""
+        self.services: dict[str, list[Instance]] = {}
+        """The instances of a service, in the order of their ids."""
         self.names: list[str] = []
         """The services' names, in order."""
         self.capability_versions: dict[str, set[str]] = {}
@@ -189,6 +193,8 @@ class Contents:
         else:
             instance.id, instance.slot = before.id, before.slot
             self.slots[instance.slot] = instance
+            siblings = self.services[instance.service]
+            siblings[bisect_left(siblings, instance.id, key=BY_ID)] = instance
             if before.terms == instance.terms:
                 instance.terms = before.terms
             else:
@@ -204,7 +210,7 @@ class Contents:
             self.slots[before.slot] = None
             self._free.append(before.slot)
             siblings = self.services[before.service]
-            del siblings[bisect_left(siblings, identity)]
+            del siblings[bisect_left(siblings, identity, key=BY_ID)]
             if not siblings:
                 del self.services[before.service]
                 del self.names[bisect_left(self.names, before.service)]
@@ -224,13 +230,13 @@ class Contents:
             self.slots.append(instance)
         siblings = self.services.get(instance.service)
         if siblings is None:
-            self.services[instance.service] = [instance.id]
+            self.services[instance.service] = [instance]
             insort(self.names, instance.service)
             return
         # Replicas are alike: most share the terms of the one before them.
-        if (near := self.by_id[siblings[-1]].terms) == instance.terms:
+        if (near := siblings[-1].terms) == instance.terms:
             instance.terms = near
-        insort(siblings, instance.id)
+        insort(siblings, instance, key=BY_ID)
 
     def _link(self, slot: int, terms: Iterable[str]) -> None:
         for term in terms:
@@ -297,8 +303,7 @@ class View:
 
     def of_service(self, service: str) -> list[Instance]:
         """The instances of a service, by id."""
-        by_id = self.contents.by_id
-        return [by_id[identity] for identity in self.contents.services.get(service, ())]
+        return list(self.contents.services.get(service, ()))
 
     def replace(self, contents: Contents, revision: Revision, end: Revision) -> None:
         """Takes what a snapshot held somewhere between `revision` and `end`. All queries count as

@@ -173,7 +173,7 @@ def indexes(contents: Contents) -> Any:
     """Everything that finds instances, by their names."""
     return (
         {term: {i.id for i in contents.at(slots)} for term, slots in contents.index.items()},
-        contents.services,
+        {name: [i.fragment for i in members] for name, members in contents.services.items()},
         contents.names,
         contents.capability_versions,
         contents.versions,
