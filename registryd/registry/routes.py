@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
 
+from pydantic import BaseModel
+
 from registryd.errors import (
     Conflict,
     FieldError,
@@ -973,6 +975,6 @@ def _limit(text: str | None) -> int:
     return int(text)
 
 
-def _shown(answer: object, headers: Sequence[Header] = (), *, status: int = 200) -> Reply:
-    body = answer.model_dump_json(by_alias=True)  # type: ignore[attr-defined]
+def _shown(answer: BaseModel, headers: Sequence[Header] = (), *, status: int = 200) -> Reply:
+    body = answer.model_dump_json(by_alias=True)
     return Reply(status, body.encode(), headers=list(headers))
