@@ -7,8 +7,7 @@ prevLog check). On either the consumer loads again. Knows nothing of what a chan
 
 import asyncio
 import time
-from collections import OrderedDict
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -19,9 +18,6 @@ from registryd.kit.backoff import Backoff
 from registryd.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-TAIL: Final = 20_000
-"""How many applied changes are remembered by nonce, to find where two histories part."""
 
 
 class Consumer(Protocol):
@@ -42,7 +38,8 @@ class Follower:
         self._metrics = metrics
         self._waiters: dict[asyncio.Future[None], Revision] = {}
         self._advanced = asyncio.Event()
-        self._tail: OrderedDict[Revision, bytes] = OrderedDict()
+        self._nonce: bytes | None = None
+        """That of the change at `position`, if it was seen."""
         self._backoff = Backoff(base=0.02, cap=0.5)
         self._must_load = True
         self._must_match = False
@@ -109,7 +106,7 @@ class Follower:
                 break
             self._consumer.apply(change)
             self.position = change.at
-            self._remember(change)
+            self._nonce = change.nonce
         else:
             self._must_load = False
         if changes:
@@ -124,9 +121,8 @@ class Follower:
         started = time.perf_counter()
         self._must_load = True  # until all of it is done
         self.position = await self._consumer.load()
-        self._tail.clear()
-        if change := await self._stream.at(self.position):
-            self._remember(change)
+        change = await self._stream.at(self.position)
+        self._nonce = None if change is None else change.nonce
         self.loaded = True
         self._must_load = False
         self._metrics.snapshots.inc()
@@ -135,15 +131,10 @@ class Follower:
 
     async def _same_history(self) -> bool:
         """Whether the entry we applied last is the one the store holds there."""
-        if self.position.rev == 0 or self.position not in self._tail:
+        if self._nonce is None:
             return await self._stream.head() == self.position
         change = await self._stream.at(self.position)
-        return change is not None and change.nonce == self._tail[self.position]
-
-    def _remember(self, change: Change) -> None:
-        self._tail[change.at] = change.nonce
-        if len(self._tail) > TAIL:
-            self._tail.popitem(last=False)
+        return change is not None and change.nonce == self._nonce
 
     async def loaded_once(self) -> None:
         """Returns once the first load is done."""

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypedDict
 
 from registryd.registry.types import OFFERED, HealthStatus
-from registryd.registry.view import Instance
+from registryd.registry.view import BY_ID, Instance
 
 
 class Strategy(StrEnum):
@@ -36,16 +37,16 @@ def offered(instance: Instance) -> bool:
 
 def candidates(instances: Sequence[Instance], wish: Wish) -> list[Instance]:
     """The equally good best: healthy before degraded before unknown, suspects last in each, then those
-    of the wished zone, then those with a weight. In the order of their ids."""
+    with a weight, then those of the wished zone. In the order of their ids."""
     able = [i for i in instances if offered(i) and i.instance_id not in wish.exclude]
     if not able:
         return []
     best = min(instance.rank for instance in able)
     able = [instance for instance in able if instance.rank == best]
-    near = [instance for instance in able if instance.zone == wish.zone]
-    able = near if wish.zone is not None and near else able
-    weighty = [instance for instance in able if instance.weight > 0]
-    return sorted(weighty or able, key=lambda instance: instance.instance_id)
+    # Weight 0 means "only if there is no other", in whichever zone that other stands.
+    able = [instance for instance in able if instance.weight > 0] or able
+    near = [instance for instance in able if wish.zone is not None and instance.zone == wish.zone]
+    return sorted(near or able, key=BY_ID)
 
 
 def choose(able: Sequence[Instance], wish: Wish, *, dice: random.Random, turn: int) -> Instance:
@@ -71,7 +72,13 @@ def _score(instance: Instance, key: str) -> float:
     return -(instance.weight or 1) / math.log(uniform)
 
 
-def why_none(instances: Sequence[Instance], wish: Wish) -> dict[str, object]:
+class Shortfall(TypedDict):
+    registered: int
+    healthy: int
+    reasons: dict[str, int]
+
+
+def why_none(instances: Sequence[Instance], wish: Wish) -> Shortfall:
     """Counts for a caller that got none: how many there are, and what is the matter with them."""
     reasons: Counter[str] = Counter()
     for instance in instances:

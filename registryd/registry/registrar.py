@@ -108,20 +108,18 @@ class Registrar:
     ) -> Written:
         """Registers, or renews when nothing changed.
 
-        `expected` is what `If-Match` and the like ask (see `pinned`), else PreconditionFailed. With `exclusive` an id that lives at another endpoint is not taken over:
-        the newcomer gets an id of its own.
+        `expected` is what `If-Match` and the like ask (see `pinned`), else PreconditionFailed. With
+        `exclusive` an id that lives at another endpoint is not taken over: the newcomer gets its own.
         """
         entry = self._entry(registration)
         expected = await self.pinned(entry.id, expected)
         incarnation = registration.incarnation or ""
-        nonce = self._store.nonce()
         stored = await self._store.register(
             entry,
             incarnation=incarnation,
             claim=registration.claim,
             expected=expected,
             exclusive=exclusive,
-            nonce=nonce,
         )
         if isinstance(stored, Refused):
             if stored.why == "taken":

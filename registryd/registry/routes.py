@@ -878,7 +878,7 @@ def _none_offered(
     name: str, members: Sequence[Instance], eligible: Sequence[Instance], wish: Wish
 ) -> NotFound:
     counts = why_none(eligible, wish)
-    reasons = dict(counts["reasons"])  # type: ignore[call-overload]  # built just there, as a dict
+    reasons = counts["reasons"]
     if left_out := len(members) - len(eligible):
         reasons["filtered"] = left_out
     said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())

@@ -79,6 +79,13 @@ def test_the_wished_zone_is_preferred_and_others_serve_when_it_cannot() -> None:
     assert ids(candidates(members(history), wish)) == ["far", "nowhere"]
 
 
+def test_weight_goes_before_nearness() -> None:
+    history = History()
+    history.register("chat", "near", zone="z1", weight=0, health="healthy")
+    history.register("chat", "far", zone="z2", weight=1, health="healthy")
+    assert ids(candidates(members(history), Wish(zone="z1"))) == ["far"]
+
+
 def test_excluded_instances_are_passed_over() -> None:
     assert ids(candidates(weighted(a=1, b=1), Wish(exclude=frozenset({"a", "x"})))) == ["b"]
 
