@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlencode
 
@@ -32,6 +33,7 @@ from registryd.registry.query import FILTERS, Filters, parse_filters
 from registryd.registry.view import View
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
+from registryd.web.shortcut import Exchange
 
 CATCH_UP: Final = timedelta(seconds=2)
 LONGEST_WAIT: Final = timedelta(minutes=5)
@@ -58,6 +60,8 @@ class ListQuery:
     key: str
     filters: Filters
     page: Page
+    parameters: tuple[tuple[str, str], ...]
+    """As they were given, for the link to the next page."""
     plain: bool
     """Nothing is said of when to answer: the view as it is will do."""
 
@@ -143,8 +147,10 @@ class Reads:
         return headers
 
     def unchanged(self, request: Request, groups: Groups) -> Reply | None:
+        return self._unchanged(request.headers.get("If-None-Match"), groups)
+
+    def _unchanged(self, condition: str | None, groups: Groups) -> Reply | None:
         """304 when the caller's copy still holds: no term of the query changed since its revision."""
-        condition = request.headers.get("If-None-Match")
         if condition is None:
             return None
         for revision in _etags(condition):
@@ -200,7 +206,7 @@ class Reads:
         if not (query.plain and self._follower.loaded):
             await self.fresh(request)
             extra = await self.changed(request, groups)
-        extra.append(("Vary", "Accept-Encoding"))  # of any size: a 304 does not know it
+        extra += _VARY
         if reply := self.unchanged(request, groups):
             return reply.with_headers(extra)
         listing = self._cache.get(query.key)
@@ -212,9 +218,37 @@ class Reads:
             self._cache.put(query.key, listing)
         reply = Reply(200, listing.body, headers=self.headers(listing.revision))
         if listing.next is not None:
-            reply.headers.append(("Link", next_link(request, listing.next)))
+            path = request.raw.rel_url.raw_path
+            reply.headers.append(("Link", next_link(path, query.parameters, listing.next)))
         await self._compress(request, query.key, listing, reply)
         return reply.with_headers(extra)
+
+    def list_shortly(self, exchange: Exchange) -> bool:
+        """The same for a query asked before whose answer is at hand."""
+        query, headers = self._queries.get(exchange.query), exchange.headers
+        if query is None or not (query.plain and self._follower.loaded):
+            return False
+        groups = query.filters.groups
+        if reply := self._unchanged(headers.get("if-none-match"), groups):
+            exchange.reply(reply.with_headers(_VARY))
+            return True
+        listing = self._cache.get(query.key)
+        if listing is None or not holds(listing, self._view, groups):
+            return False
+        body, shown = listing.body, self.headers(listing.revision)
+        if len(body) >= COMPRESS_FROM:
+            encoding = best_encoding(headers.get("accept-encoding"))
+            if encoding is not None:
+                if encoding not in listing.encoded:
+                    return False
+                body = listing.encoded[encoding]
+                shown.append(("Content-Encoding", encoding))
+        if listing.next is not None:
+            shown.append(("Link", next_link(exchange.path, query.parameters, listing.next)))
+        shown += _VARY
+        self._hits.inc()
+        exchange.reply(Reply(200, body, headers=shown))
+        return True
 
     def _query(self, request: Request) -> ListQuery:
         """The parsed query; clients ask the same ones again and again."""
@@ -275,8 +309,12 @@ def parse_list(request: Request) -> ListQuery:
         parameters.pop("cursor", None)
     key = urlencode(sorted(parameters.items()))
     plain = not any(name in FRESHNESS for name in request.query)
-    return ListQuery(key, parse_filters(parameters), parse_page(parameters), plain)
+    given = tuple(request.query.items())
+    return ListQuery(key, parse_filters(parameters), parse_page(parameters), given, plain)
 
+
+_VARY: Final = (("Vary", "Accept-Encoding"),)
+"""On lists of any size: a 304 does not know it."""
 
 _KNOWN: Final = frozenset({*FILTERS, *PAGE, *FRESHNESS})
 
@@ -319,6 +357,7 @@ def _wait(request: Request) -> timedelta | None:
     return min(wait, LONGEST_WAIT)
 
 
+@lru_cache(maxsize=256)
 def best_encoding(accepted: str | None) -> str | None:
     """zstd before gzip, of those the client takes."""
     if not accepted:
@@ -339,14 +378,11 @@ def compress(body: bytes, encoding: str) -> bytes:
     return gzip.compress(body, compresslevel=5, mtime=0)
 
 
-def next_link(request: Request, cursor: str) -> str:
-    """The Link header to the page after this one."""
+def next_link(path: str, parameters: Iterable[tuple[str, str]], cursor: str) -> str:
+    """The Link header to the page after the one that these query parameters asked for."""
     # With `since` any cursor is ignored.
-    parameters = [
-        (name, value) for name, value in request.query.items() if name not in _OF_ONE_PAGE
-    ]
-    path = request.raw.rel_url.raw_path
-    return f'<{path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
+    kept = [(name, value) for name, value in parameters if name not in _OF_ONE_PAGE]
+    return f'<{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
 
 
 _OF_ONE_PAGE: Final = frozenset({"cursor", "since", "wait"})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -31,7 +31,7 @@ from registryd.feed.revision import Revision, parse_revision
 from registryd.kit.clock import from_ms, rfc3339
 from registryd.registry.bodies import Beat, canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
-from registryd.registry.renew import MAX_BATCH, RenewalQueue
+from registryd.registry.renew import MAX_BATCH, RenewalQueue, Settle
 from registryd.registry.store import (
     Entry,
     Refused,
@@ -61,6 +61,8 @@ ATTEMPTS: Final = 5
 """How often a read-modify-write starts again when somebody else was quicker."""
 
 DEREGISTER_AT_ONCE: Final = 100
+
+T = TypeVar("T")
 
 _LOGGED: Final = {
     "registered": "instance registered",
@@ -312,18 +314,26 @@ class Registrar:
 
     # --- renewing
 
-    async def renew(self, service: str, instance_id: str, heartbeat: Heartbeat | None) -> Renewed:
-        """Renews one lease. Raises InstanceUnknown or Superseded."""
+    def ask_renewal(self, service: str, instance_id: str, settle: Settle[T], caller: T) -> None:
+        """Asks for one lease to be renewed; `settle` is called with `caller` and the outcome."""
+        self._renewals.ask(self._renewal(service, instance_id, ""), settle, caller)
+
+    def _renewal(self, service: str, instance_id: str, incarnation: str) -> Renewal:
         name = f"{service}:{instance_id}"
         held = self._view.contents.by_id.get(name)
-        incarnation = (heartbeat.incarnation or "") if heartbeat else ""
+        return Renewal(name, incarnation, 0 if held is None else held.ttl_ms)
+
+    async def renew(self, service: str, instance_id: str, heartbeat: Heartbeat | None) -> Renewed:
+        """Renews one lease. Raises InstanceUnknown or Superseded."""
         details = _details(heartbeat) if heartbeat else b""
-        outcome = await self._renewals.renew(Renewal(name, incarnation, held.ttl_ms if held else 0))
-        if isinstance(outcome, Refused):
-            raise _refused_renewal(service, instance_id, outcome)
+        held = self._view.get(identity(service, instance_id))
+        incarnation = (heartbeat.incarnation or "") if heartbeat else ""
+        lease = await self._renewals.renew(self._renewal(service, instance_id, incarnation))
+        if isinstance(lease, Refused):
+            raise refused_renewal(service, instance_id, lease)
         if heartbeat and heartbeat.status and (held is None or held.health != heartbeat.status):
-            await self._report(name, heartbeat, details)
-        return outcome
+            await self._report(identity(service, instance_id), heartbeat, details)
+        return lease
 
     async def _report(self, name: str, heartbeat: Heartbeat, details: bytes) -> None:
         status = heartbeat.status.value if heartbeat.status else ""
@@ -452,7 +462,7 @@ def _details(heartbeat: Heartbeat) -> bytes:
     return details
 
 
-def _refused_renewal(
+def refused_renewal(
     service: str, instance_id: str, outcome: Refused
 ) -> InstanceUnknown | Superseded:
     if outcome.why == "superseded":

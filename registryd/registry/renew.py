@@ -5,18 +5,23 @@ cheaper each becomes. Every answer is given only after the store has renewed the
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
+from registryd.errors import StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.registry.store import Refused, RegistryStore, Renewal, Renewals, Renewed
 
 MAX_BATCH: Final = 200
 """Beyond this a renewal gets no cheaper, and the store is held up longer (1.5 ms at 100, 13 at 1 000)."""
 
+T = TypeVar("T")
 
 Outcome = Renewed | Refused
-Waiting = tuple[Renewal, asyncio.Future[Outcome]]
+Settle: TypeAlias = Callable[[T, Outcome | Exception], None]
+"""Told what became of a renewal, or the StorageUnavailable that kept it from being known. Raises
+nothing."""
+Waiting = tuple[Renewal, Settle[Any], Any]
 
 
 class RenewalQueue:
@@ -29,12 +34,16 @@ class RenewalQueue:
         self._under_way: list[Waiting] = []
         self._call: asyncio.Task[Renewals] | None = None
 
+    def ask(self, renewal: Renewal, settle: Settle[T], caller: T) -> None:
+        """Puts one renewal into the next batch; `settle` gets `caller` and the outcome."""
+        self._pending.append((renewal, settle, caller))
+        if self._call is None:
+            self._start()
+
     def renew(self, renewal: Renewal) -> asyncio.Future[Outcome]:
         """The outcome of one renewal. The future raises StorageUnavailable if the store does."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending.append((renewal, future))
-        if self._call is None:
-            self._start()
+        self.ask(renewal, _resolve, future)
         return future
 
     def _start(self) -> None:
@@ -44,7 +53,7 @@ class RenewalQueue:
     async def _send(self) -> Renewals:
         # Taken here, a turn of the loop after the first arrived: its neighbours travel along.
         self._under_way, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
-        return await self.renew_now([renewal for renewal, _ in self._under_way])
+        return await self.renew_now([renewal for renewal, _, _ in self._under_way])
 
     async def renew_now(self, renewals: Sequence[Renewal]) -> Renewals:
         """Renews a batch that somebody else has gathered, of MAX_BATCH at most."""
@@ -58,15 +67,26 @@ class RenewalQueue:
 
     def _settle(self, call: asyncio.Task[Renewals]) -> None:
         batch, self._under_way, self._call = self._under_way, [], None
-        error = None if call.cancelled() else call.exception()
-        for position, (renewal, future) in enumerate(batch):
-            if future.done():
-                continue
-            if call.cancelled():
-                future.cancel()
-            elif error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(call.result().of(position, renewal))
+        if call.cancelled():
+            self._fail(batch, StorageUnavailable("the registry is shutting down; try another node"))
+        elif isinstance(error := call.exception(), Exception):
+            self._fail(batch, error)
+        else:
+            renewals = call.result()
+            for position, (renewal, settle, caller) in enumerate(batch):
+                settle(caller, renewals.of(position, renewal))
         if self._pending:
             self._start()
+
+    def _fail(self, batch: list[Waiting], error: Exception) -> None:
+        for _, settle, caller in batch:
+            settle(caller, error)
+
+
+def _resolve(future: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
+    if future.done():
+        return  # its caller has gone
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -28,9 +29,10 @@ from registryd.registry.pick import Strategy, Wish, candidates, choose, why_none
 from registryd.registry.query import FILTERS, parse_filters
 from registryd.registry.reads import Reads, etag, known_parameters, next_link
 from registryd.registry.reaper import Reaper
-from registryd.registry.registrar import Registrar, Written, moment
+from registryd.registry.registrar import Registrar, Written, moment, refused_renewal
+from registryd.registry.renew import Outcome
 from registryd.registry.stats import capabilities, registry_stats
-from registryd.registry.store import Renewed
+from registryd.registry.store import Refused, Renewed
 from registryd.registry.types import (
     INSTANCE_ID_RE,
     NAME_RE,
@@ -64,6 +66,7 @@ from registryd.web import codec
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
 from registryd.web.routing import Answer, Param, Permission, Route
+from registryd.web.shortcut import Exchange
 
 NAME: Final = {"name": NAME_RE}
 INSTANCE: Final = {"name": NAME_RE, "id": INSTANCE_ID_RE}
@@ -255,6 +258,14 @@ class ServiceRoutes:
                 )
         return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
 
+    def heartbeat_shortly(self, exchange: Exchange) -> bool:
+        """A bare heartbeat in the fast lane."""
+        if exchange.query:
+            return False
+        name, instance_id = exchange.params
+        self._registrar.ask_renewal(name, instance_id, _answer_renewal, exchange)
+        return True
+
     async def heartbeat_service(self, request: Request) -> Reply:
         name = request.params["name"]
         heartbeat = _heartbeat(await request.optional_json())
@@ -280,6 +291,9 @@ class ServiceRoutes:
 
     async def list_services(self, request: Request) -> Reply:
         return await self._reads.list(request)
+
+    def list_shortly(self, exchange: Exchange) -> bool:
+        return self._reads.list_shortly(exchange)
 
     async def get_service(self, request: Request) -> Reply:
         name = request.params["name"]
@@ -405,7 +419,12 @@ class ServiceRoutes:
         )
         headers = self._reads.headers()
         if answer.next is not None:
-            headers.append(("Link", next_link(request, answer.next)))
+            headers.append(
+                (
+                    "Link",
+                    next_link(request.raw.rel_url.raw_path, request.query.items(), answer.next),
+                )
+            )
         return _shown(answer, headers)
 
     # --- upkeep
@@ -476,6 +495,7 @@ class ServiceRoutes:
                 method="GET",
                 path="/services",
                 handler=self.list_services,
+                shortcut=self.list_shortly,
                 permission=reader,
                 operation_id="listServices",
                 summary="Discover services or instances",
@@ -624,6 +644,7 @@ class ServiceRoutes:
                 method="PUT",
                 path="/services/{name}/instances/{id}/heartbeat",
                 handler=self.heartbeat,
+                shortcut=self.heartbeat_shortly,
                 permission=writer,
                 operation_id="heartbeat",
                 summary="Renew the lease of an instance",
@@ -948,13 +969,28 @@ def _heartbeat(body: object) -> Heartbeat | None:
 
 
 def _renewed(lease: Renewed) -> Reply:
-    # Written out: this is the hottest answer of all.
+    return Reply(200, _lease_json(lease))
+
+
+@lru_cache(maxsize=4096)
+def _lease_json(lease: Renewed) -> bytes:
+    """The hottest answer of all; one batch of renewals has but a few different ones."""
     seconds = lease.ttl_ms // 1000
-    return Reply(
-        200,
-        b'{"ttlSeconds":%d,"expiresAt":"%b","renewIntervalSeconds":%d}'
-        % (seconds, moment(lease.expires_at_ms).encode(), renew_interval(seconds)),
+    return b'{"ttlSeconds":%d,"expiresAt":"%b","renewIntervalSeconds":%d}' % (
+        seconds,
+        moment(lease.expires_at_ms).encode(),
+        renew_interval(seconds),
     )
+
+
+def _answer_renewal(exchange: Exchange, outcome: Outcome | Exception) -> None:
+    if isinstance(outcome, Renewed):
+        exchange.reply(_renewed(outcome))
+    elif isinstance(outcome, Refused):
+        name, instance_id = exchange.params
+        exchange.fail(refused_renewal(name, instance_id, outcome))
+    else:
+        exchange.fail(outcome)
 
 
 def _seconds(text: str) -> int:

@@ -79,6 +79,16 @@ class Router:
             if "GET" in node.methods:
                 node.methods.setdefault("HEAD", node.methods["GET"])
 
+    def ordinary(self) -> list[tuple[re.Pattern[str], Route]]:
+        """For each path with a shortcut the request lines it takes; their parts are the path, the path's
+        parameters, and the query."""
+        return [
+            (_request_line(route, path), route)
+            for route in self.routes
+            if route.shortcut is not None
+            for path in _mounted(route)
+        ]
+
     def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         """The route for a raw path without its query.
 
@@ -161,6 +171,16 @@ def _mounted(route: Route) -> tuple[str, ...]:
             return (long,)
         case Mount.ROOT:
             return (route.path,)
+
+
+def _request_line(route: Route, path: str) -> re.Pattern[str]:
+    segments = [
+        f"({route.segments[name[1]].pattern})"
+        if (name := _PARAMETER.fullmatch(segment)) is not None
+        else re.escape(segment)
+        for segment in path.split("/")
+    ]
+    return re.compile(rf"{route.method} ({'/'.join(segments)})(?:\?([!-~]*))? HTTP/1\.1")
 
 
 def _nodes(node: _Node) -> Iterator[_Node]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
+from registryd.web.shortcut import Shortcut
 
 REGISTRY_PREFIX: Final = "/api/v1/registry"
 
@@ -83,3 +84,6 @@ class Route:
     answers: Mapping[int, Answer] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     operation_id: str
+    shortcut: Shortcut | None = None
+    """Answers ordinary requests in the fast lane. A path parameter then needs a pattern that lets pass
+    only what stands in a path as it is."""
