@@ -143,11 +143,13 @@ def new_registrations() -> Counted:
     return Counted(((text, (Field(1, SERVICES), Field())),))
 
 
-def heartbeats(count: int) -> Ring:
+def heartbeats(count: int, headers: str = "") -> Ring:
     return Ring(
         tuple(
             request(
-                "PUT", f"/services/{service_of(n)}/instances/{instance_id_of(n)}/heartbeat"
+                "PUT",
+                f"/services/{service_of(n)}/instances/{instance_id_of(n)}/heartbeat",
+                headers=headers,
             ).encode()
             for n in range(count)
         )
@@ -174,18 +176,6 @@ FILTERED: Final = (
 )
 BROAD: Final = "/services?capability=cap-%02d&environment=production&view=instances&limit=1001"
 WHOLE: Final = f"/services?tags=bulk&view=instances&limit={BULK}"
-_LIMITS: Final = 9_000
-
-
-def distinct_queries() -> Counted:
-    """Lists of the same 100 instances by ever different queries: each has another limit above 100, so
-    that no finished answer serves two."""
-    fields = (
-        Field(1, CAPABILITIES),
-        Field(CAPABILITIES, TAGS),
-        Field(CAPABILITIES * TAGS, _LIMITS, 101),
-    )
-    return Counted(((request("GET", FILTERED), fields),))
 
 
 def repeated_queries(results: int, headers: str = "") -> Ring:

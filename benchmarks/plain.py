@@ -1,7 +1,7 @@
 """The plain Redis way to answer discovery: SINTER and MGET for every request, parsed and encoded anew.
 
 Run as `python -m benchmarks.plain PORT SOCKET COUNT`: fills the store on SOCKET with COUNT instances
-and serves `/services?capability=…&tags=…&environment=…`.
+and serves `/services?capability=…&tags=…&environment=…`, and heartbeats as one PEXPIRE each.
 """
 
 import json
@@ -43,8 +43,14 @@ def application(redis: Redis) -> web.Application:
         found = [json.loads(each) for each in documents if each is not None]
         return web.json_response({"instances": found, "total": len(found)})
 
+    async def heartbeat(request: web.Request) -> web.Response:
+        key = f"doc:{request.match_info['name']}:{request.match_info['id']}"
+        known = await redis.pexpire(key, 86_400_000)
+        return web.json_response({"renewed": bool(known)}, status=200 if known else 404)
+
     app = web.Application()
     app.router.add_get("/services", discover)
+    app.router.add_put("/services/{name}/instances/{id}/heartbeat", heartbeat)
     return app
 
 

@@ -214,6 +214,13 @@ class Fleet:
         """registryd with the 11 000 instances of `data`."""
         return self._share("registryd", self._filled_daemon)
 
+    def uncached(self) -> Server:
+        """The same on the same store, but it makes every list anew."""
+        off = {"REGISTRYD_VIEW__RESULT_CACHE_BYTES": "0"}
+        return self._share(
+            "uncached", lambda: self.new_daemon(store_of=self.daemon(), settings=off)
+        )
+
     def bare(self) -> Server:
         return self._share("bare", self.new_bare)
 

@@ -109,29 +109,26 @@ class _Found:
 
 def _walked(contents: Contents, slots: BitMap) -> _Found:
     groups: dict[str, list[Instance]] = {}
+    wanted = set(slots)  # asked ten thousand times, it pays that it answers sooner
     for name in contents.names:
         members = contents.services[name]
         if not contents.index[f"service:{name}"].issubset(slots):
-            members = [instance for instance in members if instance.slot in slots]
+            members = [instance for instance in members if instance.slot in wanted]
         if members:
             groups[name] = members
     return _Found(list(groups), groups.__getitem__, len(slots))
 
 
 def _grouped(matched: Iterable[Instance]) -> _Found:
+    ordered = sorted(matched, key=BY_ID)
     groups: dict[str, list[Instance]] = {}
-    total = 0
-    for instance in matched:
-        total += 1
+    for instance in ordered:
         members = groups.get(instance.service)
         if members is None:
             groups[instance.service] = [instance]
         else:
             members.append(instance)
-    for members in groups.values():
-        if len(members) > 1:
-            members.sort(key=BY_ID)
-    return _Found(sorted(groups), groups.__getitem__, total)
+    return _Found(sorted(groups), groups.__getitem__, len(ordered))
 
 
 def _rendered(at: Point, found: _Found, page: Page) -> Listing:
@@ -157,7 +154,7 @@ def _rendered(at: Point, found: _Found, page: Page) -> Listing:
     tail = b'],"total":%d,"revision":"%b","next":%b}' % (
         total,
         str(at.revision).encode(),
-        json.dumps(cursor).encode(),
+        b"null" if cursor is None else b'"%b"' % cursor.encode(),
     )
     # Joined once: a list of ten thousand is copied no more often than it must be.
     if rows:

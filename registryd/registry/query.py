@@ -8,7 +8,8 @@ at the moment of asking.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Final, TypeVar
 
 from pyroaring import BitMap
@@ -138,7 +139,9 @@ class Filters:
             members.append(_union(contents, [f"service:{name}" for name in names]))
         if not members:
             return None
-        return members[0] if len(members) == 1 else BitMap.intersection(*members)
+        # The fewest first: each step then has no more to look at than that.
+        members.sort(key=len)
+        return reduce(and_, members)
 
     def _resolved(self, contents: Contents) -> Iterable[tuple[str, ...]]:
         """The groups with ranges replaced by the versions that exist."""

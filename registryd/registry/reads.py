@@ -209,13 +209,9 @@ class Reads:
         extra += _VARY
         if reply := self.unchanged(request, groups):
             return reply.with_headers(extra)
-        listing = self._cache.get(query.key)
-        if listing is not None and holds(listing, self._view, groups):
-            self._hits.inc()
-        else:
-            self._misses.inc()
-            listing = await self._render(query)
-            self._cache.put(query.key, listing)
+        listing = self._kept(query)
+        (self._misses if listing is None else self._hits).inc()
+        listing = listing or self._rendered(query) or await self._searched(query)
         reply = Reply(200, listing.body, headers=self.headers(listing.revision))
         if listing.next is not None:
             path = request.raw.rel_url.raw_path
@@ -224,7 +220,7 @@ class Reads:
         return reply.with_headers(extra)
 
     def list_shortly(self, exchange: Exchange) -> bool:
-        """The same for a query asked before whose answer is at hand."""
+        """The same in the fast lane, for a query asked before whose answer needs no waiting."""
         query, headers = self._queries.get(exchange.query), exchange.headers
         if query is None or not (query.plain and self._follower.loaded):
             return False
@@ -232,21 +228,22 @@ class Reads:
         if reply := self._unchanged(headers.get("if-none-match"), groups):
             exchange.reply(reply.with_headers(_VARY))
             return True
-        listing = self._cache.get(query.key)
-        if listing is None or not holds(listing, self._view, groups):
+        kept = self._kept(query)
+        listing = kept or self._rendered(query)
+        if listing is None:
             return False
         body, shown = listing.body, self.headers(listing.revision)
         if len(body) >= COMPRESS_FROM:
             encoding = best_encoding(headers.get("accept-encoding"))
             if encoding is not None:
                 if encoding not in listing.encoded:
-                    return False
+                    return False  # compressed on the long way, where it may take its time
                 body = listing.encoded[encoding]
                 shown.append(("Content-Encoding", encoding))
         if listing.next is not None:
             shown.append(("Link", next_link(exchange.path, query.parameters, listing.next)))
         shown += _VARY
-        self._hits.inc()
+        (self._misses if kept is None else self._hits).inc()
         exchange.reply(Reply(200, body, headers=shown))
         return True
 
@@ -262,12 +259,25 @@ class Reads:
                 self._queries[text] = query
         return query
 
-    async def _render(self, query: ListQuery) -> Listing:
-        filters = query.filters
-        if filters.expression is None:
-            return render(self._view, filters, query.page)
+    def _kept(self, query: ListQuery) -> Listing | None:
+        """The answer from the cache, if it still holds."""
+        listing = self._cache.get(query.key)
+        if listing is None or not holds(listing, self._view, query.filters.groups):
+            return None
+        return listing
+
+    def _rendered(self, query: ListQuery) -> Listing | None:
+        """The answer made anew, unless instances have to be looked into for it."""
+        if query.filters.expression is not None:
+            return None
+        listing = render(self._view, query.filters, query.page)
+        self._cache.put(query.key, listing)
+        return listing
+
+    async def _searched(self, query: ListQuery) -> Listing:
         # Each instance is looked into: others get their turn in between, and what is looked at is
         # the view of this moment.
+        filters = query.filters
         at, candidates = self._view.at(), filters.candidates(self._view)
         matched = []
         for start in range(0, len(candidates), LOOK_AT_ONCE):
@@ -275,7 +285,9 @@ class Reads:
                 await asyncio.sleep(0)
             some = candidates[start : start + LOOK_AT_ONCE]
             matched += [instance for instance in some if filters.expresses(instance)]
-        return render_matched(at, matched, query.page)
+        listing = render_matched(at, matched, query.page)
+        self._cache.put(query.key, listing)
+        return listing
 
     async def _compress(self, request: Request, key: str, listing: Listing, reply: Reply) -> None:
         if len(listing.body) < COMPRESS_FROM:

@@ -136,7 +136,7 @@ class Pipeline:
             self.in_flight -= 1
         return _CLOSE if connection == "close" else _KEEP
 
-    def shortcut(self, data: bytes, send: Callable[[bytes], None]) -> bool:
+    def shortcut(self, data: bytes, send: Callable[[bytes, bytes], None]) -> bool:
         """Takes the request that `data` is into the fast lane: `send` gets the answer, now or later.
         False, with nothing done, when it has to go the long way."""
         if self.draining or len(data) > LONGEST or data[-4:] != b"\r\n\r\n":
@@ -174,7 +174,7 @@ class Pipeline:
         head = self._wire.head(
             answer.status, answer.content_type, len(body), answer.headers, request_id, ""
         )
-        exchange.send(head + body)
+        exchange.send(head, body)
 
     def refuse(self, raw: web.BaseRequest, error: errors.RegistrydError) -> Written:
         """Answers what never became a request, such as broken HTTP, and ends the connection."""

@@ -23,6 +23,7 @@ from aiohttp.http_exceptions import (
 )
 
 from registryd import errors
+from registryd.web import wire
 from registryd.web.pipeline import Pipeline, Written
 from registryd.web.shortcut import Framing
 
@@ -195,12 +196,12 @@ class _Connection(web.RequestHandler):
             return False
         return True
 
-    def _send_short(self, answer: bytes) -> None:
+    def _send_short(self, head: bytes, body: bytes) -> None:
         self._short = False
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        transport.write(answer)
+        wire.write(transport, head, body)
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._early:
             early, self._early = self._early, b""

@@ -46,7 +46,7 @@ class Exchange:
         headers: Headers,
         request_id: str,
         began: float,
-        send: Callable[[bytes], None],
+        send: Callable[[bytes, bytes], None],
         finish: "Callable[[Exchange, Reply | Exception], None]",
     ) -> None:
         self.route = route
