@@ -345,15 +345,17 @@ class Registrar:
 
     async def renew_many(self, beats: Sequence[Beat]) -> list[str]:
         """Renews a batch; for each, in order, `renewed`, `unknown` or `superseded`."""
-        by_id = self._view.contents.by_id
+        held = self._view.contents.by_id.get
         words = ["renewed"] * len(beats)
         for start in range(0, len(beats), MAX_BATCH):
-            renewals = []
-            for service, instance_id, incarnation in beats[start : start + MAX_BATCH]:
-                name = f"{service}:{instance_id}"
-                held = by_id.get(name)
-                renewals.append(Renewal(name, incarnation, held.ttl_ms if held is not None else 0))
-            outcome = await self._renewals.renew_now(renewals)
+            some = beats[start : start + MAX_BATCH]
+            known = [held(name) for name, _ in some]
+            outcome = await self._renewals.renew_now(
+                [
+                    Renewal(name, incarnation, 0 if instance is None else instance.ttl_ms)
+                    for (name, incarnation), instance in zip(some, known, strict=True)
+                ]
+            )
             for position, exception in outcome.exceptions.items():
                 if isinstance(exception, Refused):
                     words[start + position] = exception.why

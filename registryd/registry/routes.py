@@ -284,7 +284,7 @@ class ServiceRoutes:
         return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
 
     async def heartbeat_batch(self, request: Request) -> Reply:
-        words = await self._registrar.renew_many(parse_beats(await request.json()))
+        words = await self._registrar.renew_many(parse_beats(await request.json_text()))
         return Reply(200, codec.dumps({"results": words}))
 
     # --- reading

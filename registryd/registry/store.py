@@ -6,7 +6,7 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal, NamedTuple
@@ -317,9 +317,7 @@ class RegistryStore:
 
     async def renew(self, renewals: Sequence[Renewal]) -> Renewals:
         """Renews many leases in one call."""
-        arguments: list[Argument] = []
-        for renewal in renewals:
-            arguments += renewal
+        arguments: Iterable[Argument] = itertools.chain.from_iterable(renewals)
         reply = await self._run("heartbeat", *arguments)
         now = int(reply[0])
         exceptions: dict[int, Renewed | Refused] = {}

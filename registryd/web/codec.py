@@ -147,13 +147,21 @@ async def read_json(
     raw: web.BaseRequest, *, empty_is_none: bool = False, limits: BodyLimits = DEFAULT_LIMITS
 ) -> Any:
     """The body as JSON. Raises what `read_body` and `loads` raise, and UnsupportedMediaType."""
+    text = await read_json_text(raw, limits, empty=empty_is_none)
+    return loads(text) if text else None
+
+
+async def read_json_text(
+    raw: web.BaseRequest, limits: BodyLimits = DEFAULT_LIMITS, *, empty: bool = False
+) -> bytes:
+    """The body, said to be JSON and not decoded. Raises what `read_body` does, UnsupportedMediaType and,
+    unless it may be `empty`, Malformed."""
     body = await read_body(raw, limits)
-    if not body:
-        if empty_is_none:
-            return None
+    if body:
+        _require_json(raw)
+    elif not empty:
         raise errors.Malformed("the body is empty; a JSON document was expected")
-    _require_json(raw)
-    return loads(body)
+    return body
 
 
 def _require_json(raw: web.BaseRequest) -> None:
