@@ -7,6 +7,7 @@ prevLog check). On either the consumer loads again. Knows nothing of what a chan
 
 import asyncio
 import time
+from datetime import timedelta
 from typing import Protocol
 
 import structlog
@@ -141,16 +142,21 @@ class Follower:
         while not self.loaded:
             await self.advanced()
 
-    async def reached(self, revision: Revision) -> None:
-        """Returns once `revision`, or a later one, is applied. Waits for ever: set a timeout."""
+    async def reached(self, revision: Revision, *, within: timedelta | None = None) -> None:
+        """Returns once `revision`, or a later one, is applied. Waits for ever, or raises TimeoutError."""
         if self.loaded and self.position >= revision:
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        # asyncio.timeout would do, at several times the price: every write waits here.
+        alarm = within and loop.call_later(within.total_seconds(), _give_up, future)
         self._waiters[future] = revision
         try:
             await future
         finally:
             self._waiters.pop(future, None)
+            if alarm:
+                alarm.cancel()
 
     async def catch_up(self) -> None:
         """Returns once everything is applied that the store holds now. Raises StorageUnavailable."""
@@ -166,3 +172,8 @@ class Follower:
         for future, revision in self._waiters.items():
             if revision <= self.position and not future.done():
                 future.set_result(None)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())

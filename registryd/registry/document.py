@@ -89,15 +89,17 @@ def compose(
 def encode(fields: InstanceFields) -> bytes:
     """The client's part as it is stored: canonical JSON of what was given and of our defaults."""
     free = fields.metadata.model_extra or {}
-    unchecked = fields.health_check is None and "health_check" in fields.model_fields_set
-    if not unchecked and None not in free.values():
-        return fields.model_dump_json(by_alias=True, exclude_none=True, include=_STORED).encode()
-    shown = fields.model_dump(by_alias=True, exclude_none=True, mode="json", include=_STORED)
-    # Nulls that mean something: free form ones are the client's, and no check is not the default one.
-    shown["metadata"] |= free
-    if unchecked:
-        shown["healthCheck"] = None
-    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    if None in free.values():
+        # Nulls in what is free form are the client's, and mean something to him.
+        shown = fields.model_dump(by_alias=True, exclude_none=True, mode="json", include=_STORED)
+        shown["metadata"] |= free
+        text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    else:
+        text = fields.model_dump_json(by_alias=True, exclude_none=True, include=_STORED)
+    if fields.health_check is None and "health_check" in fields.model_fields_set:
+        # No check is not the default one.
+        text = text[:-1] + ',"healthCheck":null}'
+    return text.encode()
 
 
 _STORED = set(InstanceFields.model_fields)

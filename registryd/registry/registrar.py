@@ -427,8 +427,7 @@ class Registrar:
     async def confirm(self, revision: Revision) -> None:
         """Waits until the view holds what was written at `revision`."""
         try:
-            async with asyncio.timeout(CONFIRM.total_seconds()):
-                await self._follower.reached(revision)
+            await self._follower.reached(revision, within=CONFIRM)
         except TimeoutError:
             raise _unconfirmed() from None
 

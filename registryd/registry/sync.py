@@ -1,5 +1,7 @@
 """Keeps a view in step with the store: the snapshot it starts from, and the changes after it."""
 
+from collections.abc import Callable
+
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
 from registryd.metrics import Metrics
@@ -16,6 +18,7 @@ class ViewSync:
         self._view = view
         self._metrics = metrics
         self._chunk = chunk
+        self._counts: dict[bytes, Callable[[], None]] = {}
 
     async def load(self) -> Revision:
         """A fuzzy snapshot: chunks are read while writes go on, and the stream is followed from the
@@ -45,4 +48,8 @@ class ViewSync:
 
     def apply(self, change: Change) -> None:
         self._view.apply(change)
-        self._metrics.events.labels(change.fields[b"type"].decode()).inc()
+        kind = change.fields[b"type"]
+        count = self._counts.get(kind)
+        if count is None:
+            count = self._counts[kind] = self._metrics.events.labels(kind.decode()).inc
+        count()

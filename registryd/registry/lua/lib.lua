@@ -142,6 +142,7 @@ end
 -- Appends one change to the stream. A present instance carries everything a view needs (row, doc,
 -- admin), so that nobody has to read back. Sets row.epoch and row.rev. Always the first write.
 -- change: kind, id, row, doc, admin, suspect, reason, old, new, ids (all but kind optional)
+-- Returns the rev, the row as JSON, and the instance as it is shown.
 local function emit(change)
   ensure_epoch()
   local rev = tonumber(call('HGET', META, 'rev') or 0) + 1
@@ -156,7 +157,7 @@ local function emit(change)
     'suspect', change.suspect and '1' or '', 'reason', change.reason or '', 'old', change.old or '',
     'ids', change.ids or '', 'ts', int(now), 'w', NONCE)
   call('HSET', META, 'rev', int(rev))
-  local data
+  local data, shown
   if change.ids then
     data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
   else
@@ -164,8 +165,8 @@ local function emit(change)
     local reason = ''
     if (change.reason or '') ~= '' then reason = ',"reason":' .. cjson.encode(change.reason) end
     if row then
-      data = '{"service":"' .. service .. '","instance":' .. document(row, change.doc, change.admin, change.suspect)
-        .. reason
+      shown = document(row, change.doc, change.admin, change.suspect)
+      data = '{"service":"' .. service .. '","instance":' .. shown .. reason
       if change.new then data = data .. ',"old":"' .. change.old .. '","new":"' .. change.new .. '"' end
       data = data .. '}'
     else
@@ -173,7 +174,7 @@ local function emit(change)
     end
   end
   messages[#messages + 1] = {CHANNEL .. change.kind, cloud_event(change.kind, int(rev), id, data)}
-  return int(rev)
+  return int(rev), encoded, shown
 end
 
 local function put_row(id, row) call('HSET', INST, id, cjson.encode(row)) end
@@ -188,8 +189,12 @@ local function beaten_of(id)
 end
 
 -- The expiring key: TTL exactly the lease's, readable by any client of the store.
+local function put_key(id, shown, deadline)
+  derive('SET', SERVICES .. id, shown, 'PXAT', int(deadline + skew))
+end
+
 local function project(id, row, doc, admin, suspect, deadline)
-  derive('SET', SERVICES .. id, document(row, doc, admin, suspect), 'PXAT', int(deadline + skew))
+  put_key(id, document(row, doc, admin, suspect), deadline)
 end
 
 local function is_suspect(id) return call('ZSCORE', HELD, id) ~= false end

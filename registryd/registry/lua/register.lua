@@ -22,8 +22,8 @@ if row and ARGV[16] == 'exclusive' and row.endpoint ~= ARGV[15] then return {'ta
 
 local admin = admin_of(id)
 local draining = state_of(admin) == 'draining'
-local function reply(outcome, r, deadline)
-  return answer({outcome, r.epoch, int(r.rev), int(deadline + skew), cjson.encode(r), admin, ''})
+local function reply(outcome, r, encoded, deadline)
+  return answer({outcome, r.epoch, int(r.rev), int(deadline + skew), encoded, admin, ''})
 end
 -- A claim counts until the first probe has reported, and again when nothing probes any more.
 local probed = row and check ~= '' and row.probed or 0
@@ -41,7 +41,7 @@ if row and not heard and row.ttl == ttl and row.terms == terms and row.check == 
       row = get_row(id)
     else redate(id, deadline) end
   end
-  return finish(reply('same', row, deadline))
+  return finish(reply('same', row, cjson.encode(row), deadline))
 end
 
 local moment = rfc3339(now)
@@ -60,16 +60,16 @@ end
 local deadline = L + ttl
 if draining then deadline = tonumber(call('ZSCORE', LEASES, id)) end
 
-emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin})
+local _, encoded, shown = emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin})
 commit_clock()
-put_row(id, fresh)
+call('HSET', INST, id, encoded)
 call('HSET', DOCS, id, doc)
 put_renew(id, fresh, draining and '2' or '0')
 call('ZADD', LEASES, int(deadline), id)
 call('ZREM', HELD, id)
 call('HDEL', TOMBSTONES, id)
 schedule_check(id, fresh, check)
-local result = reply(row and 'updated' or 'registered', fresh, deadline)
+local result = reply(row and 'updated' or 'registered', fresh, encoded, deadline)
 reindex(id, before, index_terms(fresh, admin))
-project(id, fresh, doc, admin, false, deadline)
+put_key(id, shown, deadline)
 return finish(result)
