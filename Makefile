@@ -82,6 +82,9 @@ openapi: setup ## Write docs/openapi.json
 bench: setup ## Measure, and write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-scale: setup ## Measure 100 000 instances on three daemons for ten minutes
+	$(BIN)/python -m benchmarks.scale $(ARGS)
+
 build: setup ## Make the wheel and the source archive in dist/
 	$(BIN)/python -m build --no-isolation
 
