@@ -21,6 +21,10 @@ class Peer:
     heads: list[str] = field(default_factory=list)
     open: int = 0
     accepted: int = 0
+    busy: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while a connection is open."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while none is."""
 
     @property
     def authority(self) -> str:
@@ -38,17 +42,23 @@ async def listening(serve: Serve, *, tls: ssl.SSLContext | None = None) -> Async
         tasks.add(task)
         peer.open += 1
         peer.accepted += 1
+        peer.idle.clear()
+        peer.busy.set()
         try:
             await serve(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the client has gone, or the test has ended
         finally:
             peer.open -= 1
+            if not peer.open:
+                peer.busy.clear()
+                peer.idle.set()
             tasks.discard(task)
-            writer.transport.abort() if writer.is_closing() else writer.close()
+            writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     peer = Peer(server.sockets[0].getsockname()[1])
+    peer.idle.set()
     try:
         yield peer
     finally:
