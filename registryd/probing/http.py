@@ -81,7 +81,7 @@ def json_or_none(body: bytes) -> Any:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         return None
     try:
-        document = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        document = _DECODER.decode(body.decode("utf-8-sig"))
         if b"\\u" in body:
             json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):  # UnicodeError is a ValueError
@@ -107,3 +107,7 @@ def _finite(literal: str) -> float:
     if not isfinite(number):
         raise ValueError("the number is too large")
     return number
+
+
+# Made once: json.loads makes one for every call that wants anything but its defaults.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
