@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import gzip
+import os
 import socket
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -304,6 +307,26 @@ async def test_a_body_is_read_up_to_the_limit(size, limit, truncated):
         assert (len(reply.body), reply.truncated) == (min(size, limit), truncated)
 
 
+async def test_a_compressed_body_comes_as_it_is():
+    packed = gzip.compress(b"x" * 1000)
+    sent = answer(packed, headers="Content-Encoding: gzip\r\n")
+    async with answering(sent) as peer, out() as outbound:
+        reply = await outbound.request("GET", f"http://{peer.authority}/", timeout=SECOND)
+    assert reply.body == packed
+
+
+async def test_every_request_has_a_connection_of_its_own():
+    async def again_and_again(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(answer(b"ok"))
+
+    async with listening(again_and_again) as peer, out() as outbound:
+        for count in (1, 2):
+            await outbound.request("GET", f"http://{peer.authority}/", timeout=SECOND)
+            await peer.idle.wait()
+            assert peer.accepted == count
+
+
 @pytest.mark.parametrize(
     "headers", [{"X-A": "1\r\nX-B: 2"}, {"X-A\r\nX-B": "2"}, {"X A": "2\n"}, {"X-A": "\0"}]
 )
@@ -467,6 +490,43 @@ async def test_an_address_that_refuses_does_not_hide_the_next():
             assert line.address == "127.0.0.1"
         url = f"http://two.example:{peer.port}/"
         assert (await outbound.request("GET", url, timeout=SECOND)).address == "127.0.0.1"
+
+
+@contextlib.contextmanager
+def swallowing(address):
+    """A port of `address` that answers no connection: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind((address, 0))
+        full.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a full queue looks is Linux's")
+async def test_an_address_that_swallows_packets_ends_with_the_time_and_is_closed():
+    with swallowing("127.0.0.1") as port:
+        async with out() as outbound:
+            files = len(os.listdir("/dev/fd"))
+            with pytest.raises(OutboundFailed, match="timed out after 60 ms") as caught:
+                async with outbound.connect("127.0.0.1", port, timeout=timedelta(milliseconds=60)):
+                    pass
+            # The exception holds the frames, and those the socket: it has to be closed all the same.
+            assert caught.value.__traceback__ is not None
+            assert len(os.listdir("/dev/fd")) == files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is there on Linux")
+async def test_an_address_that_swallows_packets_does_not_hide_the_next():
+    lookup = named(two_example=["127.0.0.2", "127.0.0.1"])
+    with swallowing("127.0.0.2") as port, socket.create_server(("127.0.0.1", port)):
+        async with out(lookup=lookup) as outbound:
+            time_limit = timedelta(milliseconds=400)
+            async with outbound.connect("two.example", port, timeout=time_limit) as line:
+                assert line.address == "127.0.0.1"
 
 
 async def test_certificates_are_verified_for_the_name():

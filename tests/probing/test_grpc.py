@@ -6,7 +6,7 @@ import pytest
 from grpc_peer import OK, Script, grpc_serving
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import answer, answering
+from peers import answer, answering, listening
 
 from registryd.errors import OutboundFailed
 from registryd.kit.outbound import EgressPolicy, Outbound
@@ -107,6 +107,37 @@ async def test_a_web_server_is_no_grpc_service():
     async with answering(answer(b"{}")) as peer, probing() as probe:
         finding = await probe(Target(type="grpc", url=f"grpc://{peer.authority}", timeout_ms=1000))
     assert finding.verdict == "unhealthy"
+
+
+async def test_a_flood_of_frames_is_cut_off():
+    ping = b"\0\0\x08\x06\x01\0\0\0\0" + b"x" * 8
+    settings = b"\0\0\0\x04\0\0\0\0\0"
+
+    async def flood(reader, writer):
+        writer.write(settings)
+        while True:
+            writer.write(ping * 500)
+            await writer.drain()
+
+    async with listening(flood) as peer, probing() as probe:
+        finding = await probe(Target(type="grpc", url=f"grpc://{peer.authority}", timeout_ms=4000))
+        assert finding.error == "the answer is too large"
+        await peer.idle.wait()
+
+
+async def test_headers_that_are_no_text_are_unhealthy():
+    # A literal header without indexing: the name "x", the value 0xff.
+    block = b"\x88\0\x01x\x01\xff"
+    frames = b"\0\0\0\x04\0\0\0\0\0" + len(block).to_bytes(3, "big") + b"\x01\x05\0\0\0\x01" + block
+
+    async def serve(reader, writer):
+        await reader.read(100)
+        writer.write(frames)
+        await reader.read()
+
+    async with listening(serve) as peer, probing() as probe:
+        finding = await probe(Target(type="grpc", url=f"grpc://{peer.authority}", timeout_ms=1000))
+    assert finding.error == "the other side does not speak HTTP/2"
 
 
 async def test_headers_that_http2_does_not_allow_are_not_sent():
