@@ -21,6 +21,8 @@ class Peer:
     heads: list[str] = field(default_factory=list)
     open: int = 0
     accepted: int = 0
+    most: int = 0
+    """Connections open at once, at most so far."""
     busy: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while a connection is open."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -42,6 +44,7 @@ async def listening(serve: Serve, *, tls: ssl.SSLContext | None = None) -> Async
         tasks.add(task)
         peer.open += 1
         peer.accepted += 1
+        peer.most = max(peer.most, peer.open)
         peer.idle.clear()
         peer.busy.set()
         try:

@@ -15,8 +15,8 @@ import os
 import re
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -223,18 +223,15 @@ class Outbound:
     ) -> None:
         self.policy = policy
         self._limits = limits
-        self._lookup = lookup
+        self._lookups = _Lookups(lookup, limits.lookups)
         self._trust = trust
         self._contexts: dict[tuple[bool, tuple[str, ...]], ssl.SSLContext] = {}
-        # Not the loop's: uvloop has four threads for lookups, and four dead names would block them all.
-        self._threads = ThreadPoolExecutor(limits.lookups, thread_name_prefix="lookup")
         self._slots = _Slots(limits.connections, limits.per_peer)
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def request(
         self,
@@ -357,9 +354,8 @@ class Outbound:
             return (_address(host),)
         except ValueError:
             pass  # a name
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._threads, self._lookup, host)
+            found = await self._lookups.find(host)
         except (OSError, ValueError) as error:
             raise _unresolved(host, error) from error
         addresses = tuple(_address(text) for text in found[: self._limits.addresses])
@@ -478,6 +474,59 @@ class _Slots:
                 del self._gates[peer]
 
 
+class _Lookups:
+    """Looks names up in threads, so many at a time.
+
+    Neither the loop's threads (uvloop has four, and four dead names would hold them all) nor an
+    executor's, whose end the interpreter waits for: a name server that does not answer must not hold
+    up the stop of the daemon.
+    """
+
+    def __init__(self, lookup: Lookup, limit: int) -> None:
+        self._lookup = lookup
+        self._free = asyncio.Semaphore(limit)
+
+    async def find(self, host: str) -> Sequence[str]:
+        """Raises what the lookup raises. Given up, it goes on in its thread and keeps its place."""
+        loop = asyncio.get_running_loop()
+        await self._free.acquire()
+        answer: asyncio.Future[Sequence[str]] = loop.create_future()
+
+        def look() -> None:
+            found: Sequence[str] = ()
+            failure: Exception | None = OSError("the lookup broke off")
+            try:
+                found, failure = self._lookup(host), None
+            except (OSError, ValueError) as error:
+                failure = error
+            finally:
+                try:
+                    loop.call_soon_threadsafe(self._deliver, answer, found, failure)
+                except RuntimeError:
+                    pass  # the loop has ended meanwhile
+
+        try:
+            threading.Thread(target=look, name="lookup", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            self._free.release()
+            raise OSError(str(error)) from error
+        return await answer
+
+    def _deliver(
+        self,
+        answer: "asyncio.Future[Sequence[str]]",
+        found: Sequence[str],
+        failure: Exception | None,
+    ) -> None:
+        self._free.release()
+        if answer.done():  # given up
+            return
+        if failure is not None:
+            answer.set_exception(failure)
+        else:
+            answer.set_result(found)
+
+
 class _Resolver(AbstractResolver):
     """aiohttp's view of our lookups: only addresses that may be dialled."""
 
@@ -555,15 +604,15 @@ def _expiry(transport: asyncio.BaseTransport) -> datetime | None:
 def _unresolved(host: str, error: Exception) -> OutboundFailed:
     """`members["rcode"]` is the DNS response code that the resolver's answer amounts to."""
     name = _printable(host)
-    if isinstance(error, socket.gaierror):
-        if error.errno == socket.EAI_NONAME:
-            detail, rcode = f"the name {name} does not exist", "NXDOMAIN"
-        elif error.errno == getattr(socket, "EAI_NODATA", None):
-            detail, rcode = f"the name {name} has no address", "NOERROR"
-        else:
-            detail, rcode = f"the name {name} could not be looked up", "SERVFAIL"
-    else:
+    code = error.errno if isinstance(error, socket.gaierror) else None
+    if isinstance(error, ValueError):
         detail, rcode = f"{name} is not a host name", "FORMERR"
+    elif code == socket.EAI_NONAME:
+        detail, rcode = f"the name {name} does not exist", "NXDOMAIN"
+    elif code is not None and code == getattr(socket, "EAI_NODATA", None):
+        detail, rcode = f"the name {name} has no address", "NOERROR"
+    else:
+        detail, rcode = f"the name {name} could not be looked up", "SERVFAIL"
     return OutboundFailed(detail, members={"rcode": rcode})
 
 

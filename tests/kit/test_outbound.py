@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import os
 import socket
+import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
@@ -378,7 +379,7 @@ async def test_time_runs_out_whatever_is_waited_for():
         first = asyncio.create_task(
             outbound.request("GET", f"http://{peer.authority}/", timeout=3 * short)
         )
-        await asyncio.sleep(0.02)
+        await peer.busy.wait()
         with pytest.raises(OutboundFailed) as caught:
             await outbound.request("GET", f"http://{peer.authority}/", timeout=short)
         assert str(caught.value) == "timed out after 60 ms waiting for a free connection"
@@ -400,12 +401,12 @@ async def test_connections_are_bounded_in_total_and_one_peer_does_not_starve_ano
             asyncio.create_task(outbound.request("GET", f"http://{dead.authority}/", timeout=quick))
             for _ in range(10)
         ]
-        await asyncio.sleep(0.05)
-        assert dead.open == 2
-        reply = await outbound.request("GET", f"http://{alive.authority}/", timeout=quick)
+        await dead.busy.wait()
+        reply = await outbound.request("GET", f"http://{alive.authority}/", timeout=3 * SECOND)
         assert reply.status == 200
         ended = await asyncio.gather(*stuck, return_exceptions=True)
         assert all(isinstance(one, OutboundFailed) for one in ended)
+        assert dead.most == 2
 
 
 async def test_a_lookup_without_an_answer_ends_with_the_time():
@@ -423,6 +424,50 @@ async def test_a_lookup_without_an_answer_ends_with_the_time():
                 await outbound.resolve("slow.example", timeout=SECOND / 20)
     finally:
         release.set()
+
+
+async def test_lookups_without_an_answer_are_bounded_and_make_room_when_they_end():
+    release, running, most = threading.Event(), [], []
+
+    def slow(host):
+        running.append(host)
+        most.append(len(running))
+        release.wait(3)
+        running.remove(host)
+        return ["127.0.0.1"]
+
+    async with out(lookup=slow, limits=OutboundLimits(lookups=2)) as outbound:
+        ended = await asyncio.gather(
+            *(outbound.resolve(f"{n}.example", timeout=SECOND / 20) for n in range(5)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(one, OutboundFailed) for one in ended)
+        assert max(most) == 2
+        release.set()
+        assert await outbound.resolve("again.example", timeout=SECOND)
+
+
+def test_a_lookup_without_an_answer_does_not_hold_up_the_end():
+    program = """
+import asyncio, time
+from datetime import timedelta
+from registryd.errors import OutboundFailed
+from registryd.kit.outbound import EgressPolicy, Outbound
+
+async def main():
+    outbound = Outbound(EgressPolicy(), lookup=lambda host: time.sleep(60) or [])
+    try:
+        await outbound.resolve("slow.example", timeout=timedelta(milliseconds=10))
+    except OutboundFailed as error:
+        print(error)
+    await outbound.close()
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("timed out after 10 ms\n", "")
 
 
 @pytest.mark.parametrize(
