@@ -1,0 +1,1 @@
+"""Probes: how to find out whether something answers, and when that counts as a change."""
