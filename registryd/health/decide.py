@@ -38,6 +38,8 @@ class Memory:
     missed: bool = False
     """It is unhealthy because heartbeats were missed, not because it said so."""
     seen: Seen = field(default_factory=Seen)
+    looked_ms: int = 0
+    """When the last finding was made, on the lease clock."""
 
     @classmethod
     def decode(cls, state: bytes) -> "Memory":
@@ -61,6 +63,7 @@ class Memory:
             kept.get("status", ""),
             kept.get("missed", False),
             Seen(kept.get("digest", ""), kept.get("absent", 0), kept.get("seenAt", "")),
+            kept.get("looked", 0),
         )
 
     def encode_counts(self) -> str:
@@ -74,6 +77,7 @@ class Memory:
                 "digest": self.seen.digest,
                 "absent": self.seen.absent,
                 "seenAt": self.seen.at,
+                "looked": self.looked_ms,
             }
         )
 
@@ -104,9 +108,11 @@ def verdict_of(finding: Finding) -> Verdict:
     return finding.verdict
 
 
-def heard(memory: Memory, renewed_ms: int) -> Finding:
-    """What the heartbeats of an instance tell, the last of which came `renewed_ms` ago."""
-    if renewed_ms <= memory.interval_ms:
+def heard(memory: Memory, renewed_ms: int, *, now_ms: int) -> Finding:
+    """What the heartbeats of an instance tell, the last of which came `renewed_ms` ago: one is due in
+    every interval, or since the last look, when that is longer ago."""
+    looked = now_ms - memory.looked_ms if memory.looked_ms else 0
+    if renewed_ms <= max(memory.interval_ms, looked):
         return Finding(verdict="healthy", response_time_ms=0.0)
     return Finding(
         verdict="unhealthy",
@@ -136,7 +142,9 @@ def decide(memory: Memory, verdict: Verdict, *, shown: str, now_ms: int) -> tupl
     status = wanted or before
     if status != before and before != "unknown":
         flap = flapping.changed(flap, now_ms)
-    after = replace(memory, counts=counts, flap=flap, status=status, missed=missed)
+    after = replace(
+        memory, counts=counts, flap=flap, status=status, missed=missed, looked_ms=now_ms
+    )
     if flap.damped:
         return after, _damped(memory, after, shown)
     if wanted is not None or memory.flap.damped:

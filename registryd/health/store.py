@@ -67,7 +67,7 @@ def _due(claim: Claim) -> Due[Held] | None:
     if not memory.beats:
         what, retries = spec_of(claim.document, memory.timeout_ms)
     elif claim.renewed_ms is not None:
-        what = heard(memory, claim.renewed_ms)
+        what = heard(memory, claim.renewed_ms, now_ms=claim.at_ms)
     else:
         return None  # nothing can be said of heartbeats now, and nothing is at stake
     return Due(
