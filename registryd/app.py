@@ -17,9 +17,11 @@ from registryd.feed.stream import ChangeStream
 from registryd.health.routes import HealthRoutes
 from registryd.health.store import InstanceChecks
 from registryd.kit.clock import Clock, SystemClock
+from registryd.kit.outbound import EgressPolicy, Outbound
 from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics
 from registryd.probing.checker import Checker, Limits
+from registryd.probing.table import probes
 from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
@@ -72,7 +74,7 @@ class Daemon:
         self.addresses: list[tuple[str, int]] = []
         self.store_address = ""
         self._clock = clock or SystemClock()
-        self._probes: Mapping[str, Probe] = probes or {}
+        self._probes = probes
         self._closing = asyncio.Event()
         self._undo: list[Callable[[], Awaitable[object]]] = []
 
@@ -118,8 +120,8 @@ class Daemon:
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
-        self._undo.append(self.checker.stop)
-        if settings.health.enabled and self._probes:
+        self._undo += [self.outbound.close, self.checker.stop]
+        if settings.health.enabled:
             loops.start("check hints", self._hint_checker)
             loops.start("checks", self.checker.turn, pause=CHECK_PAUSE.total_seconds())
 
@@ -222,9 +224,13 @@ class Daemon:
         services = ServiceRoutes(
             view, reads, registrar, self.reaper, self._clock, random.SystemRandom()
         )
+        # Who listens for this machine alone may look at it; for a daemon that others reach, loopback
+        # would be a way in.
+        policy = EgressPolicy(loopback=all(one.is_loopback for one in settings.server.listen))
+        self.outbound = Outbound(policy)
         self.checker = Checker(
             InstanceChecks(self.store, self._clock),
-            self._probes,
+            probes(self.outbound) if self._probes is None else self._probes,
             metrics,
             Limits(settings.health.concurrency, settings.health.concurrency_per_host),
             dice=random.SystemRandom(),

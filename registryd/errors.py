@@ -120,6 +120,18 @@ class NotReady(RegistrydError):
     code = "not_ready"
 
 
+class EgressDenied(RegistrydError):
+    """A connection to somewhere the daemon must not go; `detail` starts with the code."""
+
+    code = "egress_denied"
+
+
+class OutboundFailed(RegistrydError):
+    """A connection of ours to somebody else failed; `detail` says how, without secrets."""
+
+    code = "outbound_failed"
+
+
 class StartupRefused(RegistrydError):
     """The daemon will not start: configuration, store or address. `detail` says what to change."""
 

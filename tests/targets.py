@@ -1,4 +1,4 @@
-"""Services to be probed: real servers on free ports that count who comes, and a plain probe of them."""
+"""Services to be probed: real servers on free ports that count who comes, and a probe that says what it is told."""
 
 import asyncio
 import time
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from registryd.probing.types import Finding, Target
@@ -55,35 +54,6 @@ async def service() -> AsyncIterator[Service]:
         yield one
     finally:
         await one.stop()
-
-
-class PlainProbe:
-    """The least that a probe over HTTP does."""
-
-    async def probe(self, target: Target) -> Finding:
-        began = time.monotonic()
-
-        def found(error: str | None, body: Any = None) -> Finding:
-            return Finding(
-                verdict="unhealthy" if error else "healthy",
-                response_time_ms=(time.monotonic() - began) * 1000,
-                error=error,
-                body=body if isinstance(body, dict) else None,
-            )
-
-        timeout = aiohttp.ClientTimeout(target.timeout_ms / 1000)
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.request(target.method, target.url) as answer,
-            ):
-                if answer.status != 200:
-                    return found(f"HTTP {answer.status}")
-                return found(None, await answer.json())
-        except aiohttp.ClientError:
-            return found("connection refused")
-        except TimeoutError:
-            return found(f"timed out after {target.timeout_ms} ms")
 
 
 class ScriptedProbe:

@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from registryd.probing import conditions
+
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 INSTANCE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}"
 TAG: Final = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
@@ -173,6 +175,14 @@ def _plain_text(text: str) -> str:
     return text
 
 
+def _condition(text: str) -> str:
+    try:
+        conditions.parse(text)
+    except ValueError as error:
+        raise PydanticCustomError("condition", "{why}", {"why": str(error)}) from None
+    return text
+
+
 def _or_none(value: Any) -> Any:
     """The microservice clients send "" for what they do not know."""
     return None if value == "" else value
@@ -228,7 +238,12 @@ Time = Annotated[
     Field(description="RFC 3339 with an offset"),
 ]
 WholeNumber = Annotated[int, Field(strict=True)]
-Condition = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Condition = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=512),
+    AfterValidator(_condition),
+    Field(examples=["[STATUS] == 200", "[RESPONSE_TIME] < 500"]),
+]
 TtlSeconds = Annotated[WholeNumber, Field(ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS)]
 
 

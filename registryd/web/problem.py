@@ -24,8 +24,10 @@ STATUS: Final[Mapping[str, tuple[int, str]]] = {
     "payload_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body's media type is not supported"),
     "validation": (422, "A value is not valid"),
+    "egress_denied": (422, "The daemon must not connect there"),
     "rate_limited": (429, "Too many requests"),
     "internal": (500, "Internal error"),
+    "outbound_failed": (502, "Another server did not answer as it should"),
     "storage_unavailable": (503, "The store is not available"),
     "not_ready": (503, "Not ready"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from daemons import Api, running
-from targets import PlainProbe, Service, service
+from targets import Service, service
 
 _PREFIXES = (f"h{number}" for number in itertools.count(1))
 
@@ -19,14 +19,14 @@ def prefix() -> str:
 
 @pytest.fixture
 async def api(store_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[Api]:
-    async with running(store_url, prefix, tmp_path, probes={"http": PlainProbe()}) as api:
+    async with running(store_url, prefix, tmp_path, health={"enabled": True}) as api:
         yield api
 
 
 @pytest.fixture
 async def other(api: Api, store_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[Api]:
     """A second daemon over the store of `api`."""
-    async with running(store_url, prefix, tmp_path, probes={"http": PlainProbe()}) as other:
+    async with running(store_url, prefix, tmp_path, health={"enabled": True}) as other:
         yield other
 
 
