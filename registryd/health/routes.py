@@ -33,6 +33,9 @@ _NOT_MODIFIED: Final = Answer("The caller's copy still holds")
 AT_ONCE: Final = 500
 """Instances whose figures one call asks the store for."""
 
+PROBED_AT_ONCE: Final = 64
+"""Instances of a service that one request probes at a time."""
+
 
 class HealthRoutes:
     def __init__(
@@ -126,7 +129,10 @@ class HealthRoutes:
 
     async def _check(self, members: Sequence[Instance]) -> None:
         """Probes all of these that can be. Raises Conflict when none can."""
-        outcomes = await _all([self._checker.check_now(member.id) for member in members])
+        outcomes = []
+        for start in range(0, len(members), PROBED_AT_ONCE):
+            part = members[start : start + PROBED_AT_ONCE]
+            outcomes += await _all([self._checker.check_now(member.id) for member in part])
         if not any(outcomes):
             raise Conflict(
                 f"{members[0].service}: nothing to probe; no instance meant has a health check, or it "
