@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any, Final
@@ -14,9 +14,15 @@ from registryd.config import Settings
 from registryd.errors import StartupRefused
 from registryd.feed.follower import Follower
 from registryd.feed.stream import ChangeStream
+from registryd.health.routes import HealthRoutes
+from registryd.health.store import InstanceChecks
 from registryd.kit.clock import Clock, SystemClock
+from registryd.kit.outbound import EgressPolicy, Outbound
 from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics
+from registryd.probing.checker import Checker, Limits
+from registryd.probing.table import probes
+from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
 from registryd.registry.preflight import check_rights, check_server, scripts_for
@@ -27,6 +33,7 @@ from registryd.registry.renew import RenewalQueue
 from registryd.registry.routes import ServiceRoutes
 from registryd.registry.store import Guard, RegistryStore, StoreLimits
 from registryd.registry.sync import ViewSync
+from registryd.registry.types import HealthCheck
 from registryd.registry.view import View
 from registryd.storage.connection import Connection
 from registryd.storage.embedded import EmbeddedStore
@@ -46,18 +53,28 @@ STORE_PATIENCE: Final = timedelta(seconds=10)
 """How long a store that does not answer at start may take."""
 FIRST_LOAD: Final = timedelta(seconds=60)
 AUDIT_EVERY: Final = timedelta(seconds=60)
+CHECK_PAUSE: Final = timedelta(milliseconds=20)
+"""Between two looks for due checks: what becomes due meanwhile is claimed together."""
+HINT_PATIENCE: Final = timedelta(seconds=10)
 
 
 class Daemon:
     """One registryd: `start`, then `stop`. Both may be used in tests, any number of times a process."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        probes: Mapping[str, Probe] | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.view = View()
         self.addresses: list[tuple[str, int]] = []
         self.store_address = ""
         self._clock = clock or SystemClock()
+        self._probes = probes
         self._closing = asyncio.Event()
         self._undo: list[Callable[[], Awaitable[object]]] = []
 
@@ -103,6 +120,10 @@ class Daemon:
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
+        self._undo += [self.outbound.close, self.checker.stop]
+        if settings.health.enabled:
+            loops.start("check hints", self._hint_checker)
+            loops.start("checks", self.checker.turn, pause=CHECK_PAUSE.total_seconds())
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -151,6 +172,15 @@ class Daemon:
                 f"{FIRST_LOAD.total_seconds():.0f} s; the log says why"
             ) from None
 
+    async def _hint_checker(self) -> None:
+        """A change may have brought a check that is due now."""
+        try:
+            async with asyncio.timeout(HINT_PATIENCE.total_seconds()):
+                await self.follower.advanced()
+        except TimeoutError:
+            return
+        self.checker.hint()
+
     def wire(self, connection: Connection, scripts: dict[str, Script]) -> None:
         """Makes the parts and tells each of those it needs. Touches neither store nor network."""
         settings, metrics, view = self.settings, self.metrics, self.view
@@ -177,6 +207,12 @@ class Daemon:
             self.follower,
             RenewalQueue(self.store, metrics),
             default_ttl=lambda: timedelta(seconds=self.settings.registry.default_ttl_seconds),
+            default_check=HealthCheck(
+                interval_ms=settings.health.interval_ms,
+                timeout_ms=settings.health.timeout_ms,
+                failure_threshold=settings.health.failure_threshold,
+                success_threshold=settings.health.success_threshold,
+            ),
         )
         reads = Reads(
             view,
@@ -188,6 +224,18 @@ class Daemon:
         services = ServiceRoutes(
             view, reads, registrar, self.reaper, self._clock, random.SystemRandom()
         )
+        # Who listens for this machine alone may look at it; for a daemon that others reach, loopback
+        # would be a way in.
+        policy = EgressPolicy(loopback=all(one.is_loopback for one in settings.server.listen))
+        self.outbound = Outbound(policy)
+        self.checker = Checker(
+            InstanceChecks(self.store, self._clock),
+            probes(self.outbound) if self._probes is None else self._probes,
+            metrics,
+            Limits(settings.health.concurrency, settings.health.concurrency_per_host),
+            dice=random.SystemRandom(),
+        )
+        health = HealthRoutes(view, reads, registrar, self.store, self.checker)
         node = Node(
             view,
             self.follower,
@@ -197,7 +245,7 @@ class Daemon:
             closing=self._closing,
             max_stale=lambda: self.settings.view.max_stale,
         )
-        table = [*services.table(), *node.table()]
+        table = [*services.table(), *health.table(), *node.table()]
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))

@@ -301,6 +301,29 @@ class Registry(_Section):
         return self
 
 
+class Health(_Section):
+    """Probing: what this node does, and what holds for instances that do not say."""
+
+    enabled: bool = True
+    interval_ms: int = Field(30_000, ge=100, le=86_400_000)
+    timeout_ms: int = Field(5_000, ge=1, le=300_000)
+    failure_threshold: int = Field(3, ge=1, le=100)
+    success_threshold: int = Field(2, ge=1, le=100)
+    concurrency: int = Field(256, ge=1, le=10_000)
+    concurrency_per_host: int = Field(8, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _timeout_within_interval(self) -> Self:
+        if self.timeout_ms >= self.interval_ms:
+            raise _conflict(
+                f"health.timeoutMs ({self.timeout_ms}) must be less than health.intervalMs "
+                f"({self.interval_ms})",
+                "health.timeout_ms",
+                "health.interval_ms",
+            )
+        return self
+
+
 class View(_Section):
     max_stale: _AnyDuration = timedelta(0)
     result_cache_bytes: int = Field(64 * 1024 * 1024, ge=0)
@@ -333,6 +356,7 @@ class Settings(_Section):
     server: Server = Server()
     redis: Redis = Redis()
     registry: Registry = Registry()
+    health: Health = Health()
     view: View = View()
     auth: Auth = Auth()
     logging: Logging = Logging()

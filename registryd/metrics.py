@@ -70,6 +70,20 @@ class Metrics:
             "audit_repairs", "Index members and expiring keys that the audit put right.", "kind"
         )
 
+        self.checks = counter(
+            "checks",
+            "Health checks by type and result (a verdict, skipped or lost).",
+            "type",
+            "result",
+        )
+        self.checks_in_flight = gauge("checks_in_flight", "Health checks under way.")
+        self.check_lateness = Histogram(
+            "registryd_check_lateness_seconds",
+            "How long after it was due a check was claimed, in seconds.",
+            registry=self.registry,
+            buckets=(*_FAST, 30.0, 60.0, 300.0),
+        )
+
         self.feed_gaps = counter(
             "feed_gaps", "Gaps in the change stream that forced a new snapshot."
         )

@@ -11,7 +11,15 @@ import structlog
 
 from registryd.errors import StartupRefused, StorageUnavailable
 from registryd.metrics import Metrics
-from registryd.registry.store import Check, Entry, Refused, RegistryStore, Renewal, StoreLimits
+from registryd.registry.store import (
+    Check,
+    Entry,
+    Refused,
+    RegistryStore,
+    Renewal,
+    Report,
+    StoreLimits,
+)
 from registryd.storage.connection import REFUSALS, Connection
 from registryd.storage.keys import Keys
 from registryd.storage.scripts import Script, ScriptRunner, load
@@ -95,9 +103,12 @@ async def check_rights(
             await store.register(entry)
             await store.renew([Renewal(entry.id, "", entry.ttl_ms)])
             await store.report_status(entry.id, "", "healthy")
-            for claim in await store.claim_checks(1):
-                await store.report_check(claim, "healthy")
-            await store.amend(entry.id, reason="preflight", health="degraded")
+            for claim in (await store.claim_checks(1)).claims:
+                report = Report(passed=True, status="degraded", finding=b"{}", discovered=b"{}")
+                await store.report_check(claim, report)
+            await store.monitoring(enabled=True)
+            await store.vitals([entry.id])
+            await store.amend(entry.id, reason="preflight", health="unhealthy")
             await store.repair(0, 10)
             await store.snapshot(0, 10)
             await connection.call("XREAD", "COUNT", 1, "STREAMS", scratch.stream, "0-0")

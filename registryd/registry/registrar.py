@@ -33,6 +33,7 @@ from registryd.registry.bodies import Beat, canonical_names, merge, parse_regist
 from registryd.registry.document import compose, encode
 from registryd.registry.renew import MAX_BATCH, RenewalQueue, Settle
 from registryd.registry.store import (
+    DEFAULT_CHECK,
     Entry,
     Refused,
     RegistryStore,
@@ -44,6 +45,7 @@ from registryd.registry.store import (
 from registryd.registry.types import (
     MAX_DOCUMENT_BYTES,
     AdminState,
+    HealthCheck,
     Heartbeat,
     Maintenance,
     Registration,
@@ -96,12 +98,14 @@ class Registrar:
         renewals: RenewalQueue,
         *,
         default_ttl: Callable[[], timedelta],
+        default_check: HealthCheck = DEFAULT_CHECK,
     ) -> None:
         self._store = store
         self._view = view
         self._follower = follower
         self._renewals = renewals
         self._default_ttl = default_ttl
+        self._default_check = default_check
 
     # --- registering
 
@@ -143,6 +147,9 @@ class Registrar:
         instance_id = registration.instance_id or default_instance_id(registration.endpoint)
         if registration.instance_id is None:
             registration = registration.model_copy(update={"instance_id": instance_id})
+        if registration.health_check is not None:
+            check = registration.health_check.over(self._default_check)
+            registration = registration.model_copy(update={"health_check": check})
         document = encode(registration)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise Invalid(
@@ -155,7 +162,7 @@ class Registrar:
         )
         ttl_ms = int(ttl.total_seconds() * 1000)
         name = identity(registration.name, instance_id)
-        return entry_of(name, registration, document, ttl_ms)
+        return entry_of(name, registration, document, ttl_ms, self._default_check)
 
     # --- changing in place
 

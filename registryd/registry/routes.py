@@ -45,7 +45,6 @@ from registryd.registry.types import (
     HeartbeatBatch,
     HeartbeatResults,
     InstanceArray,
-    InstanceHealthShown,
     InstanceShown,
     Lease,
     LegacyRegistered,
@@ -53,7 +52,6 @@ from registryd.registry.types import (
     LegacyStatus,
     Maintenance,
     Registration,
-    ServiceHealthShown,
     ServiceList,
     ServiceOrInstances,
     ServiceShown,
@@ -324,9 +322,6 @@ class ServiceRoutes:
         return Reply(200, array(members), headers=self._reads.headers())
 
     async def get_instance(self, request: Request) -> Reply:
-        return await self._shown_instance(request, lambda held: held.fragment)
-
-    async def _shown_instance(self, request: Request, show: Callable[[Instance], bytes]) -> Reply:
         name, instance_id = request.params["name"], request.params["id"]
         known_parameters(request)
         await self._reads.fresh(request)
@@ -337,7 +332,7 @@ class ServiceRoutes:
         # Weak comparison: with or without W/ in front.
         if f'"{held.revision}"' in (request.headers.get("If-None-Match") or ""):
             return Reply(304, headers=headers)
-        return Reply(200, show(held), headers=headers)
+        return Reply(200, held.fragment, headers=headers)
 
     async def _read_of(self, request: Request, name: str) -> Reply | None:
         """Waits as asked, and answers 304 if the caller's copy of this service still holds."""
@@ -346,19 +341,6 @@ class ServiceRoutes:
         extra = await self._reads.changed(request, groups)
         reply = self._reads.unchanged(request, groups)
         return reply.with_headers(extra) if reply else None
-
-    async def service_health(self, request: Request) -> Reply:
-        name = request.params["name"]
-        known_parameters(request)
-        if reply := await self._read_of(request, name):
-            return reply
-        members = self._members(name)
-        best = min(members, key=lambda instance: (instance.rank, instance.instance_id))
-        answer = {**_health(best), "instances": [_health(member) for member in members]}
-        return Reply(200, codec.dumps(answer), headers=self._reads.headers())
-
-    async def instance_health(self, request: Request) -> Reply:
-        return await self._shown_instance(request, lambda held: codec.dumps(_health(held)))
 
     def _members(self, name: str) -> list[Instance]:
         members = self._view.of_service(name)
@@ -476,7 +458,7 @@ class ServiceRoutes:
             200: Answer("The instances, as a bare array", InstanceArray),
             304: _NOT_MODIFIED,
         }
-        fresh = (*_FRESH_PARAMS,)
+        fresh = (*FRESH_PARAMS,)
         return [
             Route(
                 method="POST",
@@ -723,32 +705,6 @@ class ServiceRoutes:
             ),
             Route(
                 method="GET",
-                path="/services/{name}/health",
-                handler=self.service_health,
-                permission=reader,
-                operation_id="serviceHealth",
-                summary="The health of a service: its best instance's, and each one's",
-                tag="services",
-                segments=NAME,
-                query=fresh,
-                answers={200: Answer("The health", ServiceHealthShown), 304: _NOT_MODIFIED},
-                problems=(404, 412),
-            ),
-            Route(
-                method="GET",
-                path="/services/{name}/instances/{id}/health",
-                handler=self.instance_health,
-                permission=reader,
-                operation_id="instanceHealth",
-                summary="The health of an instance",
-                tag="services",
-                segments=INSTANCE,
-                query=fresh,
-                answers={200: Answer("The health", InstanceHealthShown), 304: _NOT_MODIFIED},
-                problems=(404, 412),
-            ),
-            Route(
-                method="GET",
                 path="/discover/{name}",
                 handler=self.discover,
                 permission=reader,
@@ -865,7 +821,7 @@ _PAGE_PARAMS: Final = (
     Param("sort", "name, registeredAt, updatedAt, health or version; - in front turns it round"),
     Param("fields", "Only these fields of each"),
 )
-_FRESH_PARAMS: Final = (
+FRESH_PARAMS: Final = (
     Param("minRevision", "Wait (2 s at most) until this node holds that revision"),
     Param(
         "consistency",
@@ -921,11 +877,6 @@ def _chosen(instance: Instance) -> dict[str, object]:
         if name in fields:
             chosen[name] = fields[name]
     return chosen
-
-
-def _health(instance: Instance) -> dict[str, object]:
-    health: dict[str, object] = json.loads(instance.fragment)["health"]
-    return {"service": instance.service, "instanceId": instance.instance_id, **health}
 
 
 def _wish(parameters: dict[str, str]) -> Wish:

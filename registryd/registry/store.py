@@ -5,6 +5,7 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 """
 
 import itertools
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ SWEEP_LIMIT: Final = 100
 """Expiries in one script call: 100 take the store about 7 ms, 1 000 would hold others up for 60."""
 
 
+DEFAULT_CHECK: Final = HealthCheck()
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What the store needs to schedule and count an instance's probes."""
@@ -31,23 +35,36 @@ class Check:
     interval_ms: int
     rise: int
     fall: int
+    timeout_ms: int = 5_000
+    grace_ms: int = 0
+    """Failures before the first success do not count for so long after the registration."""
+    beats: bool = False
+    """Nothing is dialled: the heartbeats are what is looked at."""
 
     def encode(self) -> str:
-        return f'{{"interval":{self.interval_ms},"rise":{self.rise},"fall":{self.fall}}}'
+        grace = f',"grace":{self.grace_ms}' if self.grace_ms else ""
+        beats = ',"beats":true' if self.beats else ""
+        return (
+            f'{{"interval":{self.interval_ms},"timeout":{self.timeout_ms},"rise":{self.rise},'
+            f'"fall":{self.fall}{grace}{beats}}}'
+        )
 
 
-def _check(check: HealthCheck) -> Check:
-    return Check(check.interval_ms, check.success_threshold, check.failure_threshold)
-
-
-DEFAULT_CHECK: Final = _check(HealthCheck())
-
-
-def check_of(fields: InstanceFields) -> Check | None:
+def check_of(fields: InstanceFields, default: HealthCheck = DEFAULT_CHECK) -> Check | None:
     """The check an instance is to have: its own, the default one, or none when it said null."""
-    if fields.health_check is not None:
-        return _check(fields.health_check)
-    return None if "health_check" in fields.model_fields_set else DEFAULT_CHECK
+    check = fields.health_check
+    if check is None:
+        if "health_check" in fields.model_fields_set or fields.endpoint.lower().startswith("udp:"):
+            return None  # to a datagram nobody need answer
+        check = default
+    return Check(
+        check.interval_ms,
+        check.success_threshold,
+        check.failure_threshold,
+        check.timeout_ms,
+        check.startup_grace_ms or 0,
+        check.type == "ttl",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +94,15 @@ def _array(terms: Sequence[str]) -> str:
     return '["' + '","'.join(terms) + '"]' if terms else "[]"
 
 
-def entry_of(identity: str, fields: InstanceFields, document: bytes, ttl_ms: int) -> Entry:
-    return Entry(identity, document, terms_of(fields), ttl_ms, fields.endpoint, check_of(fields))
+def entry_of(
+    identity: str,
+    fields: InstanceFields,
+    document: bytes,
+    ttl_ms: int,
+    default_check: HealthCheck = DEFAULT_CHECK,
+) -> Entry:
+    check = check_of(fields, default_check)
+    return Entry(identity, document, terms_of(fields), ttl_ms, fields.endpoint, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +182,59 @@ class Swept:
 
 
 class Claim(NamedTuple):
+    """A check that is the caller's alone until it is claimed again."""
+
     id: str
-    incarnation: str
-    token: str
-    interval_ms: int
+    state: bytes
+    """Its row (JSON): `interval, timeout, rise, fall, grace?, beats?` of the check, `inc, token, since` of
+    the schedule (lease clock ms), and the texts that the last report left, `counts` and `flap`."""
+    document: bytes
+    """The client's part of the instance."""
+    health: str
+    at_ms: int
+    """The lease clock."""
+    late_ms: int
+    renewed_ms: int | None
+    """How long ago the lease was renewed, if that can be told: not while it is held or draining."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    paused: bool
+    next_due_ms: int | None
+    """In how long the next check is due, of those that were not claimed; None when there is none."""
+    claims: list[Claim]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a finished probe changes. An empty text leaves a thing as it is, but for the two memories."""
+
+    passed: bool
+    status: str = ""
+    counts: str = ""
+    flap: str = ""
+    finding: bytes = b""
+    error: str = ""
+    extra: bytes = b""
+    discovered: bytes | Literal["", "none"] = ""
+
+
+class Reported(NamedTuple):
+    """`stale`: the token was used or superseded; `gone`: so was the instance."""
+
+    outcome: Literal["counted", "changed", "stale", "gone"]
+    status: str = ""
+    revision: Revision | None = None
+
+
+class Vitals(NamedTuple):
+    """What is known of an instance's health beyond its row: JSON texts, b"" for nothing."""
+
+    finding: bytes
+    state: bytes
+    transitions: bytes
+    discovered: bytes
 
 
 class SnapshotRow(NamedTuple):
@@ -395,20 +468,85 @@ class RegistryStore:
             ],
         )
 
-    async def claim_checks(self, limit: int) -> list[Claim]:
-        reply = await self._run("claim_checks", limit)
-        return [
-            Claim(identity.decode(), incarnation.decode(), token.decode(), int(interval))
-            for identity, incarnation, token, interval in zip(*(iter(reply),) * 4, strict=True)
-        ]
+    async def claim_checks(
+        self,
+        limit: int,
+        *,
+        stretch: float = 1.0,
+        jitter: float = 0.0,
+        chance: float = 0.0,
+        only: str = "",
+    ) -> Claims:
+        """Up to `limit` due checks, or the one of the instance `only`, due or not.
+
+        Each is due again after its interval times `stretch`, give or take half of `jitter` as a part
+        of it; `chance`, random in [0, 1), places it there.
+        """
+        reply = await self._run(
+            "claim_checks", limit, repr(stretch), repr(jitter), repr(chance), only
+        )
+        state, next_due, at, *claimed = reply
+        return Claims(
+            state == b"paused",
+            int(next_due) if int(next_due) >= 0 else None,
+            [
+                Claim(
+                    identity.decode(),
+                    row,
+                    document,
+                    health.decode(),
+                    int(at),
+                    int(late),
+                    int(renewed) if int(renewed) >= 0 else None,
+                )
+                for identity, row, document, health, late, renewed in zip(
+                    *(iter(claimed),) * 6, strict=True
+                )
+            ],
+        )
 
     async def report_check(
-        self, claim: Claim, status: str, extra: bytes = b"", *, nonce: str | None = None
-    ) -> str:
-        """Counts a finished probe: `counted`, `changed`, `stale` (the token was used or superseded) or
-        `gone` (so was the instance)."""
-        reply = await self._run("report_check", claim.id, claim.token, status, extra, nonce=nonce)
-        return reply[0].decode()
+        self, claim: Claim, report: Report, *, nonce: str | None = None
+    ) -> Reported:
+        """Records a finished probe of what was claimed."""
+        reply = await self._run(
+            "report_check",
+            claim.id,
+            json.loads(claim.state)["token"],
+            "1" if report.passed else "",
+            report.status,
+            report.counts,
+            report.flap,
+            report.finding,
+            report.error,
+            report.extra,
+            report.discovered,
+            claim.health,
+            nonce=nonce,
+        )
+        match reply[0]:
+            case b"counted":
+                return Reported("counted", reply[1].decode())
+            case b"changed":
+                return Reported("changed", reply[1].decode(), _revision(reply[2], reply[3]))
+            case b"stale":
+                return Reported("stale")
+            case b"gone":
+                return Reported("gone")
+            case word:
+                raise ValueError(f"report_check.lua answered {word!r}")
+
+    async def monitoring(self, enabled: bool | None = None) -> bool:
+        """Whether checks are probed, after switching that on or off (None changes nothing)."""
+        word = "" if enabled is None else "on" if enabled else "paused"
+        return (await self._run("monitoring", word))[0] == b"on"
+
+    async def vitals(self, identities: Sequence[str]) -> list[Vitals]:
+        """What the last probes found and the like, for each, in order."""
+        if not identities:
+            return []
+        reply = await self._run("health", *identities)
+        return [Vitals(*four) for four in zip(*(iter(reply),) * 4, strict=True)]
 
     async def repair(self, cursor: int, count: int) -> tuple[int, int, int]:
         """Rewrites missing derived data of one chunk: (next cursor, keys written, members added)."""

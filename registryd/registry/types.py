@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from registryd.probing import conditions
+
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 INSTANCE_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}"
 TAG: Final = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
@@ -173,6 +175,14 @@ def _plain_text(text: str) -> str:
     return text
 
 
+def _condition(text: str) -> str:
+    try:
+        conditions.parse(text)
+    except ValueError as error:
+        raise PydanticCustomError("condition", "{why}", {"why": str(error)}) from None
+    return text
+
+
 def _or_none(value: Any) -> Any:
     """The microservice clients send "" for what they do not know."""
     return None if value == "" else value
@@ -228,6 +238,12 @@ Time = Annotated[
     Field(description="RFC 3339 with an offset"),
 ]
 WholeNumber = Annotated[int, Field(strict=True)]
+Condition = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=512),
+    AfterValidator(_condition),
+    Field(examples=["[STATUS] == 200", "[RESPONSE_TIME] < 500"]),
+]
 TtlSeconds = Annotated[WholeNumber, Field(ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS)]
 
 
@@ -293,6 +309,71 @@ class HealthCheck(Shape):
     timeout_ms: Annotated[WholeNumber, Field(ge=1, le=300_000)] = 5_000
     failure_threshold: Annotated[WholeNumber, Field(ge=1, le=100)] = 3
     success_threshold: Annotated[WholeNumber, Field(ge=1, le=100)] = 2
+    retries: (
+        Annotated[
+            WholeNumber,
+            Field(
+                ge=0, le=10, description="Further attempts inside one probe, before it has failed"
+            ),
+        ]
+        | None
+    ) = None
+    startup_grace_ms: (
+        Annotated[
+            WholeNumber,
+            Field(
+                ge=0,
+                le=3_600_000,
+                description="Failures do not count for so long after the registration, or until the "
+                "first success",
+            ),
+        ]
+        | None
+    ) = None
+    conditions: (
+        Annotated[
+            list[Condition],
+            Field(min_length=1, max_length=32, description="All must hold, else it is unhealthy"),
+        ]
+        | None
+    ) = None
+    degraded_conditions: (
+        Annotated[
+            list[Condition],
+            Field(min_length=1, max_length=32, description="All must hold, else it is degraded"),
+        ]
+        | None
+    ) = None
+    degraded_ms: (
+        Annotated[
+            WholeNumber,
+            Field(ge=1, le=300_000, description="Slower than this, though passing, is degraded"),
+        ]
+        | None
+    ) = None
+    tls_skip_verify: Flag | None = None
+    tls_server_name: (
+        Annotated[str, StringConstraints(max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")] | None
+    ) = None
+    grpc_service: Annotated[str, StringConstraints(max_length=256, pattern=r"^[!-~]*$")] | None = (
+        None
+    )
+
+    def over(self, default: "HealthCheck") -> "HealthCheck":
+        """The same check, with the figures that it leaves open taken from `default`."""
+        timing = ("interval_ms", "timeout_ms", "failure_threshold", "success_threshold")
+        given = self.model_fields_set
+        figures = {name: getattr(default, name) for name in timing if name not in given}
+        if all(getattr(self, name) == figure for name, figure in figures.items()):
+            return self
+        check = self.model_copy(update=figures)
+        timeout = check.timeout_ms
+        if "timeout_ms" not in given:
+            timeout = min(timeout, check.interval_ms // 2)
+        elif timeout >= check.interval_ms:
+            # The default interval is short; who wants to wait for long is asked less often.
+            check = check.model_copy(update={"interval_ms": 2 * timeout})
+        return check.model_copy(update={"timeout_ms": timeout})
 
     @field_validator("headers")
     @classmethod
@@ -312,6 +393,12 @@ class HealthCheck(Shape):
                 "timeout",
                 "timeoutMs ({timeout}) must be less than intervalMs ({interval})",
                 {"timeout": self.timeout_ms, "interval": self.interval_ms},
+            )
+        if self.degraded_ms is not None and self.degraded_ms >= self.timeout_ms:
+            raise PydanticCustomError(
+                "degraded",
+                "degradedMs ({degraded}) must be less than timeoutMs ({timeout})",
+                {"degraded": self.degraded_ms, "timeout": self.timeout_ms},
             )
         return self
 
@@ -469,17 +556,6 @@ class HealthShown(Answer):
     last_check: str | None = None
     response_time: float | None = None
     error: str | None = None
-
-
-class InstanceHealthShown(HealthShown):
-    service: str
-    instance_id: str
-
-
-class ServiceHealthShown(InstanceHealthShown):
-    """The fields of the best instance, and all of them."""
-
-    instances: list[InstanceHealthShown]
 
 
 class LeaseShown(Answer):

@@ -23,6 +23,8 @@ ALLOW_OOM: Final = frozenset(
         "report_check",
         "report_status",
         "claim_checks",
+        "monitoring",
+        "health",
         "repair",
         "audit",
         "snapshot",

@@ -11,11 +11,15 @@ from redis import Redis
 from script_model import CAP, Inst, Logged, Model
 
 from registryd.feed.revision import Revision
+from registryd.health.decide import Memory
+from registryd.health.store import Held, report_of
 from registryd.metrics import Metrics
+from registryd.probing.types import Finding, Verdict
 from registryd.registry.document import Row
 from registryd.registry.store import (
     Check,
     Claim,
+    Claims,
     Entry,
     Guard,
     RegistryStore,
@@ -33,7 +37,7 @@ START: Final = 4_000_000_000_000
 
 GUARD: Final = Guard(2, 0.4, timedelta(seconds=1))
 IDS: Final = ("a:1", "a:2:x", "a:3~y", "b.c:1", "B_c:1")
-HEALTH: Final = ("healthy", "degraded", "unhealthy")
+HEALTH: Final[tuple[Verdict, ...]] = ("healthy", "degraded", "unhealthy")
 
 Result = TypeVar("Result")
 
@@ -80,7 +84,11 @@ def entries(draw: st.DrawFn) -> Entry:
         terms,
         draw(st.sampled_from([600, 2_000, 5_000])),
         f"http://h:{port}",
-        draw(st.sampled_from([None, None, Check(700, 1, 2), Check(700, 2, 1)])),
+        draw(
+            st.sampled_from(
+                [None, None, Check(700, 1, 2), Check(700, 2, 1), Check(700, 1, 1, beats=True)]
+            )
+        ),
     )
 
 
@@ -254,29 +262,44 @@ class ScriptMachine(RuleBasedStateMachine):
     def report_status(self, identity: str, incarnation: str, status: str) -> None:
         self.both("report_status", identity, incarnation, status, ',"details":{"é":[]}'.encode())
 
-    @rule(limit=st.integers(1, 5))
-    def claim(self, limit: int) -> None:
-        real = settle(self.store.claim_checks(limit))
-        tokens = [claim.token for claim in real]
+    @rule(limit=st.integers(1, 5), stretch=st.sampled_from([1.0, 1.0, 1.5]))
+    def claim(self, limit: int, stretch: float = 1.0) -> None:
+        self.take(limit, stretch=stretch, jitter=0.5, chance=0.25)
+
+    @rule(identity=ids)
+    def claim_one_now(self, identity: str) -> None:
+        self.take(1, only=identity)
+
+    def take(self, limit: int, **options: Any) -> None:
+        real = settle(self.store.claim_checks(limit, **options))
+        tokens = [token_of(claim) for claim in real.claims]
         assert not self.tokens & set(tokens), "a token was made twice"
         self.tokens |= set(tokens)
-        assert real == self.model.claim_checks(limit, tokens)
-        self.claims += real
+        expected = self.model.claim_checks(limit, tokens, **options)
+        assert plain(real) == plain(expected)
+        self.claims += real.claims
+
+    @rule(enabled=st.sampled_from([True, True, False, None]))
+    def pause_or_resume_probing(self, enabled: bool | None) -> None:
+        self.both("monitoring", enabled)
 
     @precondition(lambda self: self.claims)
     @rule(back=st.integers(0, 4), status=st.sampled_from(HEALTH))
-    def report(self, back: int, status: str) -> None:
+    def report(self, back: int, status: Verdict) -> None:
         claim = self.claims[-1 - back % len(self.claims)]
         self.count(claim, status)
 
-    def count(self, claim: Claim, status: str) -> None:
-        outcome = self.both("report_check", claim, status, b',"error":"HTTP 503"', remembered=True)
+    def count(self, claim: Claim, status: Verdict) -> None:
+        body = {"version": "1.0", "models": ["é"]} if status == "healthy" else None
+        finding = Finding(verdict=status, response_time_ms=1.5, error="HTTP 503", body=body)
+        report = report_of(Held(claim, Memory.decode(claim.state)), finding, now="2096")
+        outcome = self.both("report_check", claim, report, remembered=True).outcome
         if outcome in {"counted", "changed"}:
-            assert claim.token not in self.counted, "a token counted twice"
-            self.counted.add(claim.token)
+            assert token_of(claim) not in self.counted, "a token counted twice"
+            self.counted.add(token_of(claim))
 
     @rule(rounds=st.lists(st.sampled_from(HEALTH), min_size=1, max_size=4), beating=st.booleans())
-    def the_daemon_probes_on(self, rounds: list[str], *, beating: bool) -> None:
+    def the_daemon_probes_on(self, rounds: list[Verdict], *, beating: bool) -> None:
         for status in rounds:
             if beating:
                 self.both("renew", [Renewal(identity, "", 0) for identity in IDS])
@@ -284,7 +307,7 @@ class ScriptMachine(RuleBasedStateMachine):
             self.both("sweep", GUARD)
             self.wait(350)
             before = len(self.claims)
-            self.claim(limit=5)
+            self.take(5)
             for claim in self.claims[before:]:
                 self.count(claim, status)
 
@@ -378,6 +401,16 @@ class ScriptMachine(RuleBasedStateMachine):
             assert suspect == (identity in actual.held)
 
 
+def token_of(claim: Claim) -> str:
+    return str(json.loads(claim.state)["token"])
+
+
+def plain(claims: Claims) -> object:
+    """The same without regard to the order of keys in JSON."""
+    found = [claim._replace(state=json.loads(claim.state)) for claim in claims.claims]
+    return claims.paused, claims.next_due_ms, found
+
+
 def machine(client: Redis, scripts: dict[str, Script]) -> type[ScriptMachine]:
     bound = {"client": client, "scripts": scripts}
     return cast("type[ScriptMachine]", type("BoundScriptMachine", (ScriptMachine,), bound))
@@ -399,10 +432,13 @@ class Contents:
     def __init__(self, client: Redis, skip: int = 0) -> None:
         core = dict(zip(CORE, Keys().core, strict=True))
         hashes = ("meta", "renew", "inst", "docs", "admin", "checkstate", "tombstones")
+        beside = ("findings", "discovered", "transitions")
         ranked = ("leases", "checks", "held", "drains", "until")
         pipe = client.pipeline(transaction=False)
         for name in hashes:
             pipe.hgetall(core[name])
+        for name in beside:
+            pipe.hgetall(f"{Keys().prefix}:{name}")
         for name in ranked:
             pipe.zrange(core[name], 0, -1, withscores=True)
         pipe.xrevrange(core["stream"], count=200 if skip else None)
@@ -418,9 +454,12 @@ class Contents:
             self.admin,
             self.checkstate,
             self.tombstones,
-        ) = (cast("dict[str, str]", _text(each)) for each in found[: len(hashes)])
+            self.findings,
+            self.discovered,
+            self.transitions,
+        ) = (cast("dict[str, str]", _text(each)) for each in found[: -len(ranked)])
         self.leases, self.checks, self.held, self.drains, self.until = (
-            {_text(name): int(score) for name, score in each} for each in found[len(hashes) :]
+            {_text(name): int(score) for name, score in each} for each in found[-len(ranked) :]
         )
         fresh = list(reversed(stream))[len(stream) - (length - skip) :]
         self.entries = [
@@ -471,6 +510,8 @@ def check_derived(actual: Contents) -> None:
     assert actual.shown.keys() <= alive
     assert actual.checkstate.keys() == actual.checks.keys()
     assert actual.checks.keys() <= alive
+    assert actual.findings.keys() | actual.discovered.keys() <= actual.checks.keys()
+    assert actual.transitions.keys() <= alive
     assert actual.held.items() <= actual.leases.items()
     assert actual.drains.items() <= actual.leases.items()
     assert not actual.tombstones.keys() & alive
@@ -502,6 +543,8 @@ def check_contents(actual: Contents, model: Model) -> None:
     assert int(actual.meta.get("rev", 0)) == model.rev
     assert int(actual.meta.get("epoch", 0)) == model.epoch
     assert int(actual.meta.get("skew", 0)) == model.skew
+    assert actual.meta.get("probing", "on") == ("paused" if model.paused else "on")
+    assert int(actual.meta.get("resumed", 0)) == model.resumed
     assert ("guard" in actual.meta) == (model.guard_since is not None)
     assert "derived_errors" not in actual.meta
 
@@ -517,14 +560,13 @@ def _check_instance(actual: Contents, model: Model, inst: Inst) -> None:
         assert inst.id not in actual.shown
     else:
         assert actual.shown.get(inst.id) == (model.shown(inst), inst.dated)
+    transitions = json.loads(actual.transitions.get(inst.id, "[]"))
+    assert transitions == inst.transitions
+    assert actual.findings.get(inst.id, "").encode() == inst.finding
+    assert actual.discovered.get(inst.id, "").encode() == inst.discovered
     if inst.counts is None:
         assert inst.id not in actual.checks
         return
-    state = json.loads(actual.checkstate[inst.id])
     assert actual.checks[inst.id] == inst.counts.due
-    assert state["inc"] == inst.incarnation
-    assert (state["failures"], state["successes"], state["token"]) == (
-        inst.counts.failures,
-        inst.counts.successes,
-        inst.counts.token,
-    )
+    expected = json.loads(inst.counts.encode(inst.incarnation))
+    assert json.loads(actual.checkstate[inst.id]) == expected

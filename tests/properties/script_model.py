@@ -15,17 +15,21 @@ from registryd.registry.document import Admin, Row, compose
 from registryd.registry.store import (
     Check,
     Claim,
+    Claims,
     Entry,
     Guard,
     Refused,
     Removed,
     Renewal,
     Renewed,
+    Report,
+    Reported,
     Stored,
     Swept,
 )
 
 CAP: Final = 600
+TRANSITIONS_LIFE_MS: Final = 7 * 24 * 3_600_000
 
 Answer = TypeVar("Answer")
 
@@ -41,9 +45,16 @@ class Counts:
 
     check: Check
     due: int
-    failures: int = 0
-    successes: int = 0
+    since: int
+    kept: str = ""
+    flap: str = ""
     token: str = ""
+
+    def encode(self, incarnation: str) -> bytes:
+        """The row as a claim hands it out."""
+        row = {**json.loads(self.check.encode()), "inc": incarnation, "since": self.since}
+        row |= {"counts": self.kept, "flap": self.flap, "token": self.token}
+        return json.dumps(row).encode()
 
 
 @dataclass
@@ -63,6 +74,9 @@ class Inst:
     dated: int | None = None
     """When the expiring key says that it ends, wall ms; None when the key was lost."""
     counts: Counts | None = None
+    finding: bytes = b""
+    discovered: bytes = b""
+    transitions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -112,6 +126,8 @@ class Model:
         self.lease_now = now_ms
         self.guard_since: int | None = None
         self.repair_wanted = False
+        self.paused = False
+        self.resumed = 0
         self.instances: dict[str, Inst] = {}
         self.admin: dict[str, bytes] = {}
         self.until: dict[str, int] = {}
@@ -176,7 +192,20 @@ class Model:
 
     def _schedule(self, inst: Inst) -> None:
         check = inst.entry.check
-        inst.counts = Counts(check, self.lease_now) if check else None
+        if check is None:
+            inst.counts, inst.finding, inst.discovered = None, b"", b""
+            return
+        flap = inst.counts.flap if inst.counts else ""
+        inst.counts = Counts(check, self.lease_now, self.lease_now, flap=flap)
+
+    def _note(self, inst: Inst, old: str, reason: str, error: str = "") -> None:
+        """One more of the instance's transitions, if there was one."""
+        new = self.effective(inst)
+        if new == old:
+            return
+        one = {"at": self.now_ms, "old": old, "new": new, "reason": reason}
+        young = [t for t in inst.transitions if self.now_ms - t["at"] < TRANSITIONS_LIFE_MS]
+        inst.transitions = [*young, one | ({"error": error} if error else {})][-20:]
 
     def _remove(self, inst: Inst, kind: str, reason: str) -> Revision:
         identity, state = inst.id, self.state(inst.id)
@@ -274,6 +303,10 @@ class Model:
         )
         if was is not None and not heard:
             inst.health, inst.since, inst.extra = was.health, was.since, was.extra
+        if was is not None:
+            inst.counts, inst.finding, inst.discovered = was.counts, was.finding, was.discovered
+            inst.transitions = was.transitions
+            self._note(inst, self.effective(was), "registered")
         self.instances[entry.id] = inst
         self._emit("service:updated" if was else "service:registered", entry.id, inst)
         self._commit()
@@ -317,7 +350,9 @@ class Model:
         now = moment(self.now_ms)
         checks_changed = False
         if entry is not None and rewritten:
-            checks_changed = entry.check != inst.entry.check
+            checks_changed = entry.check != inst.entry.check or bool(
+                entry.ttl_ms != inst.entry.ttl_ms and entry.check and entry.check.beats
+            )
             inst.entry = entry
             inst.probed = inst.probed and entry.check is not None
         if healed:
@@ -342,6 +377,7 @@ class Model:
             inst.held = False
         kind = "service:health:changed" if after != before and not rewritten else "service:updated"
         self._emit(kind, identity, inst, reason=reason, old=before)
+        self._note(inst, before, reason)
         self._commit()
         if checks_changed:
             self._schedule(inst)
@@ -386,11 +422,14 @@ class Model:
             return None
         return self._new_health(inst, status, extra, "reported by the instance")
 
-    def _new_health(self, inst: Inst, status: str, extra: bytes, reason: str) -> Revision:
+    def _new_health(
+        self, inst: Inst, status: str, extra: bytes, reason: str, error: str = ""
+    ) -> Revision:
         before = self.effective(inst)
         inst.health, inst.since, inst.extra = status, moment(self.now_ms), extra.decode()
         kind = "service:updated" if self.effective(inst) == before else "service:health:changed"
         at = self._emit(kind, inst.id, inst, reason=reason, old=before)
+        self._note(inst, before, reason, error)
         self._commit()
         self._date(inst)
         return at
@@ -422,62 +461,98 @@ class Model:
         self._commit()
         return self._remember(nonce, Removed(at, len(found)))
 
-    def claim_checks(self, limit: int, tokens: Sequence[str]) -> list[Claim]:
+    def claim_checks(
+        self,
+        limit: int,
+        tokens: Sequence[str],
+        *,
+        stretch: float = 1.0,
+        jitter: float = 0.0,
+        chance: float = 0.0,
+        only: str = "",
+    ) -> Claims:
         """`tokens` are those that the store made: any will do, as long as it is new."""
         self._tick()
         self._commit()
-        due = sorted(
-            (inst.counts.due, inst.id)
-            for inst in self.instances.values()
-            if inst.counts and inst.counts.due <= self.lease_now
-        )[:limit]
+        checked = {i: inst.counts for i, inst in self.instances.items() if inst.counts}
+        if only:
+            due = [only] if only in checked else []
+        elif self.paused:
+            return Claims(paused=True, next_due_ms=None, claims=[])
+        else:
+            late = sorted((c.due, i) for i, c in checked.items() if c.due <= self.lease_now)
+            due = [identity for _, identity in late[:limit]]
         claims = []
-        for (_, identity), token in zip(due, tokens, strict=True):
-            inst = self.instances[identity]
-            assert inst.counts
-            inst.counts.token = token
-            inst.counts.due = self.lease_now + inst.counts.check.interval_ms
-            claims.append(Claim(identity, inst.incarnation, token, inst.counts.check.interval_ms))
-        return claims
+        for number, (identity, token) in enumerate(zip(due, tokens, strict=True), 1):
+            inst, counts = self.instances[identity], checked[identity]
+            counts.token = token
+            late_ms = max(0, self.lease_now - max(counts.due, self.resumed))
+            part = (chance + number * 0.6180339887) % 1
+            factor = stretch * (1 + jitter * (part - 0.5))
+            counts.due = round(self.lease_now + counts.check.interval_ms * factor)
+            renewed = None
+            if not inst.held and not self.draining(identity):
+                began = max(inst.deadline - inst.entry.ttl_ms, counts.since)
+                renewed = max(0, self.lease_now - began)
+            claims.append(
+                Claim(
+                    identity,
+                    counts.encode(inst.incarnation),
+                    inst.entry.document,
+                    inst.health,
+                    self.lease_now,
+                    late_ms,
+                    renewed,
+                )
+            )
+        first = min((counts.due for counts in checked.values()), default=None)
+        next_due = None if first is None else max(0, first - self.lease_now)
+        return Claims(self.paused, next_due, claims)
 
-    def report_check(
-        self, claim: Claim, status: str, extra: bytes = b"", *, nonce: str = ""
-    ) -> str:
+    def report_check(self, claim: Claim, report: Report, *, nonce: str = "") -> Reported:
         if nonce in self.answers:
-            remembered: str = self.answers[nonce]
+            remembered: Reported = self.answers[nonce]
             return remembered
         self._tick()
         inst = self.instances.get(claim.id)
         if inst is None or inst.counts is None:
-            return "gone"
+            return Reported("gone")
         counts = inst.counts
-        if counts.token != claim.token:
-            return "stale"
-        counts.token = ""
-        passed = status != "unhealthy"
-        counts.successes = counts.successes + 1 if passed else 0
-        counts.failures = 0 if passed else counts.failures + 1
-        health = inst.health
-        if passed and counts.successes >= counts.check.rise:
-            health = status
-        if not passed and counts.failures >= counts.check.fall:
-            health = status
-        renews = passed and not inst.beaten and not self.draining(inst.id)
+        if counts.token != json.loads(claim.state)["token"]:
+            return Reported("stale")
+        counts.token, counts.kept, counts.flap = "", report.counts, report.flap
+        beats = counts.check.beats
+        health = report.status or inst.health
+        if beats and inst.health != claim.health:
+            health = inst.health
+        renews = report.passed and not beats and not inst.beaten and not self.draining(inst.id)
         rescued = renews and inst.held
-        inst.probed = True
-        outcome = "counted"
+        inst.probed = inst.probed or not beats
+        reported = Reported("counted", health)
         if health != inst.health:
-            outcome = "changed"
             inst.held = inst.held and not rescued
             rescued = False
-            self._new_health(inst, health, extra, "probed")
+            at = self._new_health(inst, health, report.extra, "probed", report.error)
+            reported = Reported("changed", health, at)
         self._commit()
         if renews:
             inst.deadline = self.lease_now + inst.entry.ttl_ms
         if rescued:
             self._rescue(inst)
         self._date(inst)
-        return self._remember(nonce, outcome)
+        inst.finding = report.finding or inst.finding
+        if report.discovered:
+            inst.discovered = b"" if report.discovered == b"none" else bytes(report.discovered)
+        return self._remember(nonce, reported)
+
+    def monitoring(self, enabled: bool | None = None) -> bool:
+        self._tick()
+        if enabled is not None and enabled == self.paused:
+            self._commit()
+            self.paused = not enabled
+            if enabled:
+                self.resumed = self.lease_now
+        return not self.paused
 
     def sweep(self, guard: Guard | None, *, force: bool = False) -> Swept:
         """Of a registry that is smaller than one batch."""
@@ -496,6 +571,7 @@ class Model:
                     reason="maintenance ended",
                     old="maintenance",
                 )
+                self._note(inst, "maintenance", "maintenance ended")
                 self._date(inst)
 
         due = self._due()

@@ -48,10 +48,27 @@ MUTANTS = {
         "if d < 0 then skew = skew + d; jump = d", "if d < 0 then jump = d"
     ),
     "a lease ends at its deadline": Mutant("local cutoff = '(' .. int(L)", "local cutoff = int(L)"),
-    "a token counts twice": Mutant("state.token = ''\nlocal status", "local status"),
-    "a failure does not end a row of successes": Mutant(
-        "state.failures, state.successes = state.failures + 1, 0",
-        "state.failures = state.failures + 1",
+    "a token counts twice": Mutant("state.token = ''\nstate.counts", "state.counts"),
+    "a claimed check stays due": Mutant(
+        "call('ZADD', CHECKS, int(L + state.interval", "int((L + state.interval"
+    ),
+    "the memory of a check is lost": Mutant(
+        "state.counts, state.flap = ARGV[11], ARGV[12]", "state.counts = ARGV[11]"
+    ),
+    "a check of heartbeats overrules what the instance said since": Mutant(
+        "if state.beats and row.health ~= ARGV[17] then wanted = '' end", ""
+    ),
+    "a check of heartbeats renews the lease": Mutant(
+        "passed and not state.beats and", "passed and"
+    ),
+    "a held lease counts as renewed": Mutant(
+        "if not is_suspect(id) and not call('ZSCORE', DRAINS, id) then\n      local deadline",
+        "if true then\n      local deadline",
+    ),
+    "pausing pauses nothing": Mutant("elseif probing[1] == 'paused' then", "elseif false then"),
+    "transitions outlive the instance": Mutant(
+        "for _, name in ipairs({'findings', 'transitions', 'discovered'}) do",
+        "for _, name in ipairs({}) do",
     ),
     "a probe keeps the lease of one that beats": Mutant(
         "not draining and beaten_of(id) == '0'", "not draining"
@@ -190,8 +207,57 @@ def probes_pass_and_fail(m: ScriptMachine) -> None:
     m.report(0, "healthy")
     m.the_daemon_probes_on(["healthy", "healthy"], beating=True)
     m.wait(700)
-    m.claim(1)
+    m.take(1)
     m.report(0, "healthy")
+
+
+def heartbeats_are_looked_at(m: ScriptMachine) -> None:
+    beating = Entry("a:1", b"{}", [], 5_000, "http://h", Check(700, 1, 1, beats=True))
+    m.both("register", beating, remembered=True)
+    m.the_daemon_probes_on(["healthy", "unhealthy"], beating=False)
+    m.the_store_is_what_the_model_says()
+    step(m, 350)
+    m.wait(350)
+    m.take(1)
+    m.both("report_status", "a:1", "", "degraded")
+    m.report(0, "healthy")
+    m.the_store_is_what_the_model_says()
+    step(m, 350)
+    m.wait(350)
+    m.take(1)
+    m.report(0, "unhealthy")
+
+
+def the_held_are_claimed(m: ScriptMachine) -> None:
+    m.a_crowd_registers(600, 0)
+    step(m, 300)
+    step(m, 301)
+    m.take(5)
+
+
+def probing_pauses(m: ScriptMachine) -> None:
+    m.both("register", entry(5_000), remembered=True)
+    m.both("monitoring", enabled=False)
+    m.take(5)
+    m.take(1, only="a:1")
+    m.wait(1_000)
+    m.both("monitoring", enabled=True)
+    m.wait(100)
+    m.take(5)
+
+
+def an_instance_goes_with_all_that_is_known_of_it(m: ScriptMachine) -> None:
+    m.both("register", entry(5_000), remembered=True)
+    m.the_daemon_probes_on(["healthy", "healthy", "unhealthy", "unhealthy"], beating=False)
+    m.the_store_is_what_the_model_says()
+    m.both("deregister", ["a:1"], remembered=True)
+
+
+def it_changes_to_and_fro(m: ScriptMachine) -> None:
+    m.both("register", entry(60_000), remembered=True)
+    for _ in range(8):
+        m.the_daemon_probes_on(["healthy", "healthy", "unhealthy", "unhealthy"], beating=False)
+        m.the_store_is_what_the_model_says()
 
 
 def maintenance_ends_with_a_deregistration(m: ScriptMachine) -> None:
@@ -211,6 +277,11 @@ STORIES: list[Callable[[ScriptMachine], None]] = [
     the_guard_holds_each_once,
     the_held_come_back,
     probes_pass_and_fail,
+    heartbeats_are_looked_at,
+    the_held_are_claimed,
+    probing_pauses,
+    an_instance_goes_with_all_that_is_known_of_it,
+    it_changes_to_and_fro,
     maintenance_ends_with_a_deregistration,
 ]
 

@@ -15,7 +15,10 @@ from redis import Redis
 from script_machine import Contents, check_derived
 
 from registryd.feed.revision import Revision
+from registryd.health.decide import Memory
+from registryd.health.store import Held, report_of
 from registryd.metrics import Metrics
+from registryd.probing.types import Finding, Verdict
 from registryd.registry.store import (
     Check,
     Claim,
@@ -25,6 +28,7 @@ from registryd.registry.store import (
     Removed,
     Renewal,
     Renewed,
+    Reported,
     Stored,
     StoreLimits,
 )
@@ -33,6 +37,7 @@ from registryd.storage.keys import Keys
 from registryd.storage.scripts import ScriptRunner, load
 
 SECONDS: Final = 2.0
+VERDICTS: Final[list[Verdict]] = ["healthy", "unhealthy"]
 IDS: Final = [f"s{n % 5}:i{n}" for n in range(60)]
 TTLS: Final = [30, 60, 120, 250]
 SLACK_MS: Final = 2
@@ -99,7 +104,10 @@ class Crowd:
             await asyncio.sleep(self.random.random() * 0.2)
             answers.append(await call(self.store, nonce))
         # Refusals change nothing and are not remembered: the next copy may find other circumstances.
-        if not isinstance(answers[0], Refused) and answers[0] not in {"stale", "gone"}:
+        if not isinstance(answers[0], Refused) and answers[0] not in {
+            Reported("stale"),
+            Reported("gone"),
+        }:
             assert all(answer == answers[0] for answer in answers), answers
         self.told.append(
             Told(what, identity, nonce, began, wall_ms(), answers[0], copies == 1, **more)
@@ -158,20 +166,23 @@ class Crowd:
 
     async def prober(self) -> None:
         while self.going_on:
-            for claim in await self.store.claim_checks(5):
+            for claim in (await self.store.claim_checks(5)).claims:
                 await self.report(claim)
             await asyncio.sleep(0.005)
 
     async def report(self, claim: Claim) -> None:
-        found = self.random.choice(["healthy", "unhealthy"])
+        verdict = self.random.choice(VERDICTS)
+        held = Held(claim, Memory.decode(claim.state))
+        told = report_of(held, Finding(verdict=verdict, response_time_ms=1.0), now="")
+        token = json.loads(claim.state)["token"]
         # Once more under another nonce: only one of the two may count.
         for _ in range(self.random.choice([1, 2])):
             outcome = await self.sent(
                 "report",
                 claim.id,
-                lambda store, nonce: store.report_check(claim, found, nonce=nonce),
+                lambda store, nonce: store.report_check(claim, told, nonce=nonce),
             )
-            self.counted[claim.token] += outcome in {"counted", "changed"}
+            self.counted[token] += outcome.outcome in {"counted", "changed"}
 
     async def run(self) -> None:
         tasks = [self.client() for _ in range(10)]

@@ -12,7 +12,10 @@ from redis.exceptions import ResponseError
 
 from registryd.errors import StartupRefused, StorageUnavailable
 from registryd.feed.revision import Revision
+from registryd.health.decide import Memory
+from registryd.health.store import Held, report_of
 from registryd.metrics import Metrics
+from registryd.probing.types import Finding, Verdict
 from registryd.registry.document import Admin, Row, compose
 from registryd.registry.store import (
     SWEEP_LIMIT,
@@ -250,15 +253,15 @@ async def test_a_claim_of_health_counts_until_the_first_probe(clocked: RegistryS
     probed = entry(check=Check(1_000, 1, 1))
     assert done(await clocked.register(probed, claim="healthy")).row.health == "healthy"
     assert done(await clocked.register(probed, claim="degraded")).row.health == "degraded"
-    [claim] = await clocked.claim_checks(1)
-    await clocked.report_check(claim, "healthy")
+    [claim] = (await clocked.claim_checks(1)).claims
+    await report(clocked, claim, "healthy")
     assert done(await clocked.register(probed, claim="degraded")).row.health == "healthy"
 
 
 async def test_a_claim_counts_again_once_nothing_probes_any_more(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(1_000, 1, 1))
-    [claim] = await clocked.claim_checks(1)
-    await clocked.report_check(claim, "unhealthy")
+    [claim] = (await clocked.claim_checks(1)).claims
+    await report(clocked, claim, "unhealthy")
     await register(clocked)
     assert await clocked.report_status("a:1", "", "healthy") is not None
     assert done(await clocked.register(entry(), claim="degraded")).row.health == "degraded"
@@ -266,8 +269,8 @@ async def test_a_claim_counts_again_once_nothing_probes_any_more(clocked: Regist
 
 async def test_a_patch_that_ends_probing_lets_reports_count_again(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(1_000, 1, 1))
-    [claim] = await clocked.claim_checks(1)
-    await clocked.report_check(claim, "unhealthy")
+    [claim] = (await clocked.claim_checks(1)).claims
+    await report(clocked, claim, "unhealthy")
     await clocked.amend("a:1", reason="patch", entry=entry())
     assert await clocked.report_status("a:1", "", "healthy") is not None
 
@@ -400,8 +403,8 @@ async def test_a_drain_that_is_called_off_leaves_who_keeps_the_lease(
     await drain(clocked)
     await clocked.amend("a:1", reason="back", admin="none")
     clocked.now_ms += 500
-    [claim] = await clocked.claim_checks(1)
-    await clocked.report_check(claim, "healthy")
+    [claim] = (await clocked.claim_checks(1)).claims
+    await report(clocked, claim, "healthy")
     assert await eyes.expiry() == START + TTL + (0 if beaten else 500)
 
 
@@ -615,8 +618,8 @@ async def test_a_report_of_the_unknown_or_superseded_changes_nothing(
 
 async def test_a_report_does_not_count_after_the_first_probe(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(1_000, 2, 2))
-    [claim] = await clocked.claim_checks(1)
-    assert await clocked.report_check(claim, "healthy") == "counted"
+    [claim] = (await clocked.claim_checks(1)).claims
+    assert await report(clocked, claim, "healthy") == "counted"
     assert await clocked.report_status("a:1", "", "degraded") is None
 
 
@@ -632,11 +635,21 @@ async def test_a_report_during_maintenance_stays_hidden(clocked: RegistryStore, 
 # --- checks
 
 
-async def probe(store: RegistryStore, found: str) -> str:
+async def report(
+    store: RegistryStore, claim: Claim, found: Verdict, *, nonce: str | None = None
+) -> str:
+    """Reports what a probe found, as the checker would; answers with the outcome."""
+    held = Held(claim, Memory.decode(claim.state))
+    finding = Finding(verdict=found, response_time_ms=1.0, error="x")
+    told = report_of(held, finding, now="2026-01-01T00:00:00.000Z")
+    return (await store.report_check(claim, told, nonce=nonce)).outcome
+
+
+async def probe(store: RegistryStore, found: Verdict) -> str:
     """One round: claims the only check when it is due, and reports."""
     store.now_ms += 500
-    [claim] = await store.claim_checks(10)
-    return await store.report_check(claim, found, b',"error":"x"')
+    [claim] = (await store.claim_checks(10)).claims
+    return await report(store, claim, found)
 
 
 async def test_health_changes_at_the_thresholds(clocked: RegistryStore, eyes: Eyes) -> None:
@@ -653,53 +666,58 @@ async def test_a_claimed_check_is_not_given_twice_before_its_next_turn(
     clocked: RegistryStore,
 ) -> None:
     stored = await register(clocked, check=Check(500, 1, 1))
-    [claim] = await clocked.claim_checks(10)
-    assert (claim.id, claim.incarnation, claim.interval_ms) == ("a:1", stored.row.incarnation, 500)
-    assert await clocked.claim_checks(10) == []
+    [claim] = (await clocked.claim_checks(10)).claims
+    state = json.loads(claim.state)
+    assert (claim.id, state["inc"], state["interval"]) == ("a:1", stored.row.incarnation, 500)
+    assert claim.document == entry().document
+    assert (claim.health, claim.late_ms, claim.renewed_ms) == ("unknown", 0, 0)
+    assert (await clocked.claim_checks(10)).claims == []
     clocked.now_ms += 500
-    [again] = await clocked.claim_checks(10)
-    assert again.token != claim.token
+    [again] = (await clocked.claim_checks(10)).claims
+    assert json.loads(again.state)["token"] != state["token"]
 
 
 async def test_a_token_counts_once(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(500, 2, 2))
-    [claim] = await clocked.claim_checks(1)
-    assert await clocked.report_check(claim, "healthy") == "counted"
-    assert await clocked.report_check(claim, "healthy") == "stale"
+    [claim] = (await clocked.claim_checks(1)).claims
+    assert await report(clocked, claim, "healthy") == "counted"
+    assert await report(clocked, claim, "healthy") == "stale"
 
 
 async def test_a_token_is_over_when_the_check_is_claimed_again(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(500, 1, 1))
-    [old] = await clocked.claim_checks(1)
+    [old] = (await clocked.claim_checks(1)).claims
     clocked.now_ms += 500
-    [new] = await clocked.claim_checks(1)
-    assert await clocked.report_check(old, "healthy") == "stale"
-    assert await clocked.report_check(new, "healthy") == "changed"
+    [new] = (await clocked.claim_checks(1)).claims
+    assert await report(clocked, old, "healthy") == "stale"
+    assert await report(clocked, new, "healthy") == "changed"
 
 
 async def test_a_retried_report_gets_the_first_answer(clocked: RegistryStore) -> None:
     await register(clocked, check=Check(500, 1, 1))
-    [claim] = await clocked.claim_checks(1)
-    assert await clocked.report_check(claim, "healthy", nonce="p") == "changed"
-    assert await clocked.report_check(claim, "healthy", nonce="p") == "changed"
+    [claim] = (await clocked.claim_checks(1)).claims
+    assert await report(clocked, claim, "healthy", nonce="p") == "changed"
+    assert await report(clocked, claim, "healthy", nonce="p") == "changed"
 
 
 async def test_a_report_for_a_predecessor_or_the_gone_does_not_count(
     clocked: RegistryStore,
 ) -> None:
     await register(clocked, check=Check(500, 1, 1))
-    [claim] = await clocked.claim_checks(1)
+    [claim] = (await clocked.claim_checks(1)).claims
     await register(clocked, port=81, check=Check(500, 1, 1))
-    assert await clocked.report_check(claim, "unhealthy") == "stale"
+    assert await report(clocked, claim, "unhealthy") == "stale"
     await clocked.deregister(["a:1"])
-    assert await clocked.report_check(claim, "unhealthy") == "gone"
-    assert await clocked.report_check(Claim("b:1", "i", "t", 1), "unhealthy") == "gone"
+    assert await report(clocked, claim, "unhealthy") == "gone"
+    assert await report(clocked, claim._replace(id="b:1"), "unhealthy") == "gone"
 
 
 async def test_an_empty_token_is_no_token(clocked: RegistryStore) -> None:
-    stored = await register(clocked, check=Check(500, 1, 1))
-    forged = Claim("a:1", stored.row.incarnation, "", 500)
-    assert await clocked.report_check(forged, "healthy") == "stale"
+    await register(clocked, check=Check(500, 1, 1))
+    [claim] = (await clocked.claim_checks(1)).claims
+    await report(clocked, claim, "healthy")
+    forged = claim._replace(state=json.dumps({**json.loads(claim.state), "token": ""}).encode())
+    assert await report(clocked, forged, "healthy") == "stale"
 
 
 async def test_a_passing_probe_keeps_the_lease_of_one_that_never_beat(
@@ -913,7 +931,7 @@ async def test_deregistering_all_held_ends_the_guard(clocked: RegistryStore) -> 
 async def suspect_with_a_check(store: RegistryStore, *, beaten: bool) -> Claim:
     for n in range(5):
         await register(store, f"a:{n}", ttl_ms=500, check=Check(60_000, 1, 1))
-    claims = await store.claim_checks(5)
+    claims = (await store.claim_checks(5)).claims
     if beaten:
         await renew(store, [Renewal(f"a:{n}", "", 500) for n in range(5)])
     store.now_ms += 501
@@ -923,7 +941,7 @@ async def suspect_with_a_check(store: RegistryStore, *, beaten: bool) -> Claim:
 
 async def test_a_failing_probe_leaves_a_suspect_suspect(clocked: RegistryStore, eyes: Eyes) -> None:
     claim = await suspect_with_a_check(clocked, beaten=False)
-    await clocked.report_check(claim, "unhealthy")
+    await report(clocked, claim, "unhealthy")
     shown = await eyes.shown("a:0")
     assert (shown["lease"]["state"], shown["health"]["status"]) == ("suspect", "unhealthy")
     assert (await eyes.events())[-1]["suspect"] == "1"
@@ -933,7 +951,7 @@ async def test_a_passing_probe_leaves_a_suspect_that_used_to_beat_suspect(
     clocked: RegistryStore, eyes: Eyes
 ) -> None:
     claim = await suspect_with_a_check(clocked, beaten=True)
-    await clocked.report_check(claim, "healthy")
+    await report(clocked, claim, "healthy")
     assert (await eyes.shown("a:0"))["lease"]["state"] == "suspect"
     assert (await clocked.sweep(GUARD)).held == 5
 
@@ -943,7 +961,7 @@ async def test_a_passing_probe_that_rescues_makes_one_event(
 ) -> None:
     claim = await suspect_with_a_check(clocked, beaten=False)
     before = len(await eyes.events())
-    await clocked.report_check(claim, "healthy")
+    await report(clocked, claim, "healthy")
     [event] = (await eyes.events())[before:]
     assert (event["type"], event["suspect"]) == ("service:health:changed", "")
     shown = await eyes.shown("a:0")
@@ -956,11 +974,11 @@ async def test_a_failing_probe_writes_the_lost_key_of_a_suspect_as_suspect(
 ) -> None:
     for n in range(5):
         await register(clocked, f"a:{n}", ttl_ms=500, check=Check(60_000, 1, 9))
-    claim = (await clocked.claim_checks(5))[0]
+    claim = (await clocked.claim_checks(5)).claims[0]
     clocked.now_ms += 501
     await clocked.sweep(GUARD)
     await eyes.do("DEL", eyes.keys.instance("a:0"))
-    await clocked.report_check(claim, "unhealthy")
+    await report(clocked, claim, "unhealthy")
     assert (await eyes.shown("a:0"))["lease"]["state"] == "suspect"
 
 
@@ -1267,8 +1285,8 @@ async def test_on_a_full_store_leases_live_and_end(
     await register(clocked, "a:1", check=Check(500, 1, 1))
     await register(clocked, "a:2", ttl_ms=500)
     await full()
-    [claim] = await clocked.claim_checks(5)
-    assert await clocked.report_check(claim, "healthy") == "changed"
+    [claim] = (await clocked.claim_checks(5)).claims
+    assert await report(clocked, claim, "healthy") == "changed"
     assert await live_on(clocked, 1_000, beating=["a:1"]) == ["a:2"]
     assert await clocked.repair(0, 10) == (0, 0, 0)
     assert isinstance(await clocked.deregister(["a:1"]), Removed)

@@ -26,7 +26,9 @@ end
 local changed, checks_changed, rewritten = false, false, false
 if ARGV[10] ~= '' and (doc ~= ARGV[10] or row.ttl ~= tonumber(ARGV[12]) or row.check ~= ARGV[13]
     or row.terms ~= ARGV[11]) then
+  -- When the lease was last renewed is told by its deadline less its ttl: another ttl, another count.
   checks_changed = row.check ~= ARGV[13]
+    or (row.ttl ~= tonumber(ARGV[12]) and string.find(row.check, '"beats"', 1, true) ~= nil)
   doc, row.terms = ARGV[10], ARGV[11]
   row.ttl, row.check, row.endpoint = tonumber(ARGV[12]), ARGV[13], ARGV[14]
   if row.check == '' then row.probed = 0 end
@@ -55,6 +57,7 @@ local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin =
   suspect = suspect, reason = ARGV[9], old = was}
 if is ~= was and not rewritten then change.kind, change.new = 'service:health:changed', is end
 emit(change)
+remember_transition(id, was, is, ARGV[9])
 commit_clock()
 put_row(id, row)
 call('HSET', DOCS, id, doc)

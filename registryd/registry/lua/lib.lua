@@ -70,8 +70,37 @@ local function derive(...)
   return reply
 end
 
+-- Keys that only some scripts need and that hold nothing the truth rests on: hashes by id.
+local function beside(name)
+  if ARGV[2] == '' then return ARGV[1] .. ':' .. name end
+  return ARGV[1] .. ':' .. name .. ':' .. string.sub(ARGV[2], 1, -2)
+end
+
+-- The latest changes of an instance's health, bounded by number and age; written with the messages.
+local TRANSITIONS_KEPT, TRANSITIONS_LIFE_MS = 20, 604800000
+local transitions = {}
+local function remember_transition(id, old, new, reason, error)
+  if old == new then return end
+  local one = {at = now, old = old, new = new, reason = reason}
+  if (error or '') ~= '' then one.error = error end
+  transitions[#transitions + 1] = {id, one}
+end
+
+local function write_transitions()
+  for _, t in ipairs(transitions) do
+    local raw, kept = derive('HGET', beside('transitions'), t[1]), {}
+    for _, one in ipairs(raw and cjson.decode(raw) or {}) do
+      if now - one.at < TRANSITIONS_LIFE_MS then kept[#kept + 1] = one end
+    end
+    kept[#kept + 1] = t[2]
+    while #kept > TRANSITIONS_KEPT do table.remove(kept, 1) end
+    derive('HSET', beside('transitions'), t[1], cjson.encode(kept))
+  end
+end
+
 -- The last line of every script that emits: messages go out after all writes.
 local function finish(reply)
+  write_transitions()
   for _, m in ipairs(messages) do derive('PUBLISH', m[1], m[2]) end
   if derived_errors > 0 then
     call('HINCRBY', META, 'derived_errors', derived_errors)
@@ -236,6 +265,7 @@ local function remove(id, row, kind, reason)
   call('ZREM', DRAINS, id)
   call('ZREM', CHECKS, id)
   call('HDEL', CHECKSTATE, id)
+  for _, name in ipairs({'findings', 'transitions', 'discovered'}) do derive('HDEL', beside(name), id) end
   -- An operator's maintenance outlives a crash (the tombstone's life at most), not a deregistration.
   if kind ~= 'service:expired' or state ~= 'maintenance' then
     call('HDEL', ADMIN, id)
@@ -271,14 +301,18 @@ local function revision_matches(expected, row)
   return expected == row.epoch .. '-' .. int(row.rev)
 end
 
+-- Due at once. Counting begins anew; how often the status has changed of late is kept.
 local function schedule_check(id, row, check)
   if check == '' then
     call('ZREM', CHECKS, id)
     call('HDEL', CHECKSTATE, id)
+    derive('HDEL', beside('findings'), id)
+    derive('HDEL', beside('discovered'), id)
     return
   end
-  local state = cjson.decode(check)
-  state.inc, state.failures, state.successes, state.token = row.inc, 0, 0, ''
+  local state, before = cjson.decode(check), call('HGET', CHECKSTATE, id)
+  state.inc, state.since, state.counts, state.token = row.inc, L, '', ''
+  state.flap = before and cjson.decode(before).flap or ''
   call('ZADD', CHECKS, int(L), id)
   call('HSET', CHECKSTATE, id, cjson.encode(state))
 end

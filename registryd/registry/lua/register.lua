@@ -61,6 +61,7 @@ local deadline = L + ttl
 if draining then deadline = tonumber(call('ZSCORE', LEASES, id)) end
 
 local _, encoded, shown = emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin})
+if row then remember_transition(id, effective(row, admin), effective(fresh, admin), 'registered') end
 commit_clock()
 call('HSET', INST, id, encoded)
 call('HSET', DOCS, id, doc)

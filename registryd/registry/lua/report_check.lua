@@ -1,12 +1,18 @@
--- Counts one finished probe. A token counts once, for the incarnation it was claimed for.
+-- Records one finished probe. A token counts once, for the incarnation it was claimed for; so nobody
+-- else has counted since the claim, and what the reporter decided from the claimed row still holds.
 --
--- ARGV 7 id   8 token   9 status the probe found (healthy, degraded, unhealthy)
---      10 further members of health (JSON text, ",…" or "")
+-- ARGV 7 id   8 token   9 "1" when the probe passed   10 status to show from now on ("" = as it is)
+--      11 the counters, and 12 the memory of transitions: texts kept for the next claim
+--      13 what the probe found (JSON object, "" = nothing)   14 its error, for the history
+--      15 further members of health at a change (JSON text, ",…" or "")
+--      16 what was discovered (JSON object, "" = as before, "none" = no longer anything)
+--      17 the status that 10 was decided on
 -- Returns {"counted", status} | {"changed", status, epoch, rev} | {"stale"} | {"gone"}
--- A passing probe renews the lease of an instance that has sent no heartbeat since it registered.
+-- A passing probe renews the lease of an instance that has sent no heartbeat since it registered;
+-- where heartbeats are all that is looked at, there is no probe that could.
 local stored = answered()
 if stored then return stored end
-local id, token, found = ARGV[7], ARGV[8], ARGV[9]
+local id, token, passed, wanted = ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10]
 local raw = call('HGET', CHECKSTATE, id)
 if not raw then return {'gone'} end
 local state = cjson.decode(raw)
@@ -14,20 +20,16 @@ if token == '' or state.token ~= token then return {'stale'} end
 local row = get_row(id)
 if not row or row.inc ~= state.inc then return {'gone'} end
 
-local passed = found ~= 'unhealthy'
-if passed then
-  state.successes, state.failures = state.successes + 1, 0
-else
-  state.failures, state.successes = state.failures + 1, 0
-end
 state.token = ''
-local status = row.health
-if passed and state.successes >= state.rise then status = found
-elseif not passed and state.failures >= state.fall then status = 'unhealthy' end
+state.counts, state.flap = ARGV[11], ARGV[12]
+-- An instance that is not probed may have spoken for itself since.
+if state.beats and row.health ~= ARGV[17] then wanted = '' end
+local status = wanted ~= '' and wanted or row.health
+local probed = state.beats and row.probed or 1
 
 local admin, doc = admin_of(id), call('HGET', DOCS, id) or '{}'
 local draining = state_of(admin) == 'draining'
-local renews = passed and not draining and beaten_of(id) == '0'
+local renews = passed and not state.beats and not draining and beaten_of(id) == '0'
 local suspect = is_suspect(id)
 local rescued = suspect and renews
 local result = {'counted', status}
@@ -35,16 +37,17 @@ local before = nil
 if status ~= row.health then
   local was = effective(row, admin)
   before = index_terms(row, admin)
-  row.health, row.since, row.extra, row.probed = status, rfc3339(now), ARGV[10], 1
+  row.health, row.since, row.extra, row.probed = status, rfc3339(now), ARGV[15], probed
   local is = effective(row, admin)
   local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,
     suspect = suspect and not rescued, reason = 'probed', old = was}
   if is ~= was then change.kind, change.new = 'service:health:changed', is end
   local rev = emit(change)
+  remember_transition(id, was, is, 'probed', ARGV[14])
   put_row(id, row)
   result = {'changed', status, epoch, rev}
-elseif row.probed ~= 1 then
-  row.probed = 1
+elseif row.probed ~= probed then
+  row.probed = probed
   put_row(id, row)
 end
 commit_clock()
@@ -59,6 +62,9 @@ if rescued then
   if before then call('ZREM', HELD, id) else rescue(id) end
 end
 answer(result)
+if ARGV[13] ~= '' then derive('HSET', beside('findings'), id, ARGV[13]) end
+if ARGV[16] == 'none' then derive('HDEL', beside('discovered'), id)
+elseif ARGV[16] ~= '' then derive('HSET', beside('discovered'), id, ARGV[16]) end
 if before then
   reindex(id, before, index_terms(row, admin))
   project(id, row, doc, admin, suspect and not rescued, deadline)

@@ -19,6 +19,7 @@ local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin =
   suspect = suspect, reason = 'reported by the instance', old = was}
 if is ~= was then change.kind, change.new = 'service:health:changed', is end
 local rev = emit(change)
+remember_transition(id, was, is, change.reason)
 commit_clock()
 put_row(id, row)
 local result = answer({'changed', epoch, rev})

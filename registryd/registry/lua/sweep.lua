@@ -24,6 +24,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', UNTIL, '-inf', int(now), 'LIMIT', 0, l
     row.since, row.updated = rfc3339(now), rfc3339(now)
     emit({kind = 'service:health:changed', id = id, row = row, doc = doc, admin = '', suspect = suspect,
       reason = 'maintenance ended', old = 'maintenance', new = row.health})
+    remember_transition(id, 'maintenance', row.health, 'maintenance ended')
     put_row(id, row)
     reindex(id, before, index_terms(row, ''))
     project(id, row, doc, '', suspect, deadline)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from yarl import URL
 from registryd.app import Daemon
 from registryd.config import Settings
 from registryd.feed.revision import Revision
+from registryd.probing.types import Probe
 
 
 @dataclass(frozen=True)
@@ -167,16 +168,25 @@ async def eventually(
 
 
 @asynccontextmanager
-async def running(url: str, prefix: str, data_dir: Path, **sections: Any) -> AsyncIterator[Api]:
+async def running(
+    url: str,
+    prefix: str,
+    data_dir: Path,
+    *,
+    probes: Mapping[str, Probe] | None = None,
+    **sections: Any,
+) -> AsyncIterator[Api]:
     settings = Settings.model_validate(
         {
             "data_dir": data_dir,
+            "health": {"enabled": probes is not None},  # most tests name hosts that nobody has
             **sections,
             "server": {"listen": "127.0.0.1:0", "shutdownGrace": 0, **sections.get("server", {})},
             "redis": {"url": url, "keyPrefix": prefix, **sections.get("redis", {})},
         }
     )
-    daemon = Daemon(settings)
+    dials = settings.health.enabled or probes is not None
+    daemon = Daemon(settings, probes=probes if dials else {})
     await daemon.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
