@@ -12,6 +12,13 @@ import structlog
 from registryd import __version__
 from registryd.config import Settings
 from registryd.errors import StartupRefused
+from registryd.events.cloudevent import source_of
+from registryd.events.propagation import Propagation
+from registryd.events.recent import Recent
+from registryd.events.routes import BYE, EventRoutes
+from registryd.events.stream import EventStreams
+from registryd.events.watch import Watches
+from registryd.feed.broadcast import Broadcast, Ring
 from registryd.feed.follower import Follower
 from registryd.feed.stream import ChangeStream
 from registryd.kit.clock import Clock, SystemClock
@@ -46,6 +53,8 @@ STORE_PATIENCE: Final = timedelta(seconds=10)
 """How long a store that does not answer at start may take."""
 FIRST_LOAD: Final = timedelta(seconds=60)
 AUDIT_EVERY: Final = timedelta(seconds=60)
+PING_EVERY: Final = timedelta(seconds=15)
+"""How often a stream without news shows that it is open: proxies close silent ones after 30 s or more."""
 
 
 class Daemon:
@@ -70,10 +79,11 @@ class Daemon:
             raise
 
     def drain(self) -> None:
-        """Readiness fails, waiting readers are answered and connections end with their next answer;
-        everything else goes on until `stop`."""
+        """Readiness fails, waiting readers are answered, streams end and connections end with their next
+        answer; everything else goes on until `stop`."""
         self._closing.set()
         self.pipeline.draining = True
+        self.broadcast.close(BYE)
 
     async def stop(self) -> None:
         """Readiness fails first, waiting readers are let go, what is under way ends, the store stops last."""
@@ -103,6 +113,8 @@ class Daemon:
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
+        loops.start("broadcast", self.broadcast.turn)
+        loops.start("ping", self.broadcast.ping, pause=PING_EVERY.total_seconds())
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -111,6 +123,7 @@ class Daemon:
             reuse_port=server.reuse_port,
         )
         self._undo.append(lambda: http.stop(server.shutdown_grace.total_seconds()))
+        self._undo.append(self._end_streams)
         log.info(
             "serving",
             version=__version__,
@@ -120,6 +133,11 @@ class Daemon:
             instances=len(self.view),
             revision=str(self.view.revision),
         )
+
+    async def _end_streams(self) -> None:
+        self.broadcast.close(BYE)
+        grace = self.settings.server.shutdown_grace.total_seconds()
+        await self.broadcast.closed(min(max(grace, 0.1), 1.0))
 
     async def _connect(self) -> Connection:
         redis = self.settings.redis
@@ -160,7 +178,8 @@ class Daemon:
             ScriptRunner(connection, scripts, keys.core, metrics), keys, limits
         )
         sync = ViewSync(self.store, view, metrics, chunk=settings.view.snapshot_chunk)
-        self.follower = Follower(ChangeStream(connection, keys), sync, metrics)
+        stream = ChangeStream(connection, keys)
+        self.follower = Follower(stream, sync, metrics)
         self.reaper = Reaper(self.store, metrics, guard_of(settings))
         self.auditor = Auditor(
             self.store,
@@ -197,7 +216,25 @@ class Daemon:
             closing=self._closing,
             max_stale=lambda: self.settings.view.max_stale,
         )
-        table = [*services.table(), *node.table()]
+        self.broadcast = Broadcast(
+            metrics, most=settings.events.max_streams, limit=settings.events.buffer_bytes
+        )
+        recent = Recent(view, Ring())
+        watches = Watches(view, recent, self.broadcast)
+        streams = EventStreams(
+            view,
+            recent,
+            stream,
+            self.broadcast,
+            self._clock,
+            lambda: source_of(self.store.deployment or ""),
+        )
+        propagation = Propagation(self._clock, metrics, self.broadcast)
+        sync.listeners = [recent, watches, streams, propagation]
+        self.broadcast.written_out = propagation.told
+        self.follower.trouble = streams.trouble
+        events = EventRoutes(view, reads, self.follower, self.broadcast, watches, streams)
+        table = [*services.table(), *events.table(), *node.table()]
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))

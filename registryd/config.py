@@ -307,6 +307,11 @@ class View(_Section):
     snapshot_chunk: int = Field(500, ge=1, le=10_000)
 
 
+class Events(_Section):
+    max_streams: int = Field(10_000, ge=1)
+    buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
+
+
 class Auth(_Section):
     mode: Literal["none", "required"] = "none"
     insecure: bool = False
@@ -334,6 +339,7 @@ class Settings(_Section):
     redis: Redis = Redis()
     registry: Registry = Registry()
     view: View = View()
+    events: Events = Events()
     auth: Auth = Auth()
     logging: Logging = Logging()
 

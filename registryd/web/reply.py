@@ -6,7 +6,7 @@ Deliberately plain data: how either becomes bytes on a connection is `web/wire.p
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
@@ -37,20 +37,33 @@ def frame(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class Outlet:
+END_OF_CHUNKS: Final = b"0\r\n\r\n"
+
+
+class Keeper(Protocol):
+    """Who writes to a standing stream."""
+
+    def lost(self) -> None:
+        """The client has gone. Called once."""
+
+
+class Outlet(asyncio.Protocol):
     """The open end of a stream, handed to its producer.
 
     HTTP/1.1 clients get chunks; HTTP/1.0 clients get the bare data until the connection closes.
+    A standing stream's outlet is all that stays of its request: it is then the connection's protocol
+    itself, and what the client still sends is ignored.
     """
 
-    __slots__ = ("_chunked", "_drain", "_transport")
+    __slots__ = ("_chunked", "_drain", "_transport", "keeper")
 
     def __init__(
         self, transport: asyncio.Transport, drain: Callable[[], Awaitable[None]], *, chunked: bool
     ) -> None:
         self._transport = transport
-        self._drain = drain
+        self._drain: Callable[[], Awaitable[None]] | None = drain
         self._chunked = chunked
+        self.keeper: Keeper | None = None
 
     @property
     def buffered(self) -> int:
@@ -62,17 +75,51 @@ class Outlet:
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
         if not self._chunked:
-            framed = framed[framed.index(b"\n") + 1 : -2]
+            framed = unframed(framed)
         self._transport.write(framed)
 
     async def send(self, data: bytes) -> None:
-        """Queues `data` and waits until the client has taken most of what is queued."""
-        self.write(frame(data))
-        await self._drain()
+        """Queues `data` and waits until the client has taken most of what is queued. Only the producer
+        may wait: a standing stream's outlet has nobody who could."""
+        await self.pour(frame(data))
+
+    async def pour(self, framed: bytes) -> None:
+        """`send` for a chunk made by `frame`, which many may share."""
+        self.write(framed)
+        if self._drain is not None:
+            await self._drain()
 
     def abort(self) -> None:
         """Cuts the client off at once; what is queued is lost."""
         self._transport.abort()
+
+    def end(self) -> None:
+        """Ends a standing stream well: what is queued still goes out."""
+        if not self._transport.is_closing():
+            if self._chunked:
+                self._transport.write(END_OF_CHUNKS)
+            self._transport.close()
+
+    def stand(self) -> None:
+        """Lets go of the request. From here on only the keeper writes."""
+        self._drain = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        keeper, self.keeper = self.keeper, None
+        if keeper is not None:
+            keeper.lost()
+
+
+def unframed(framed: bytes) -> bytes:
+    """The data of one or more chunks."""
+    data, position = [], 0
+    while position < len(framed):
+        line = framed.index(b"\r\n", position)
+        start = line + 2
+        end = start + int(framed[position:line], 16)
+        data.append(framed[start:end])
+        position = end + 2
+    return b"".join(data)
 
 
 @dataclass(slots=True)
@@ -87,3 +134,4 @@ class Stream:
     status: int = 200
     content_type: str = "text/event-stream"
     headers: list[Header] = field(default_factory=list)
+    standing: bool = False
