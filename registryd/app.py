@@ -12,6 +12,7 @@ import structlog
 from registryd import __version__
 from registryd.config import Settings
 from registryd.errors import StartupRefused
+from registryd.events import asyncapi
 from registryd.events.cloudevent import source_of
 from registryd.events.propagation import Propagation
 from registryd.events.recent import Recent
@@ -238,6 +239,7 @@ class Daemon:
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
+        events.describe = cache(lambda: codec.dumps(asyncapi_document(keys.prefix)))
         self.pipeline = Pipeline(
             Router(table),
             metrics,
@@ -256,3 +258,8 @@ def openapi_document() -> dict[str, Any]:
     daemon = Daemon(Settings())
     daemon.wire(Connection("redis://localhost", daemon.metrics), {})
     return daemon.describe()
+
+
+def asyncapi_document(prefix: str) -> dict[str, Any]:
+    """The description of all events, for a store whose keys start with `prefix`."""
+    return asyncapi.document(title=TITLE, version=__version__, prefix=prefix)

@@ -1,28 +1,17 @@
 """What event streams carry: positions, server-sent events as bytes, and their shapes for the API's description."""
 
 import re
-from collections.abc import Iterable
-from typing import Any, Final, Literal, NamedTuple
+import types
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple
+
+from pydantic import BaseModel
 
 from registryd.errors import Malformed
 from registryd.feed.revision import Revision
 from registryd.registry.listing import array
-from registryd.registry.types import Answer, InstanceShown
+from registryd.registry.types import Answer, HealthStatus, InstanceShown
 from registryd.registry.view import BY_ID, Instance
-
-EVENT_TYPES: Final = (
-    "service:registered",
-    "service:updated",
-    "service:unregistered",
-    "service:expired",
-    "service:restored",
-    "service:health:changed",
-    "capability:added",
-    "capability:removed",
-    "capability:changed",
-    "registry:error",
-    "registry:preserving",
-)
 
 WHOLE: Final = 9999
 """The number in a position that comes after every event of its change: no change has so many."""
@@ -120,15 +109,32 @@ class CapabilityClaim(Answer):
     old_version: str | None = None
 
 
-class OfInstance(Answer):
-    """The data of an event of one instance: the whole instance, or its id and the reason when it is gone."""
+class Present(Answer):
+    """The data of an event of an instance that is there: the whole instance, and why where it is known."""
+
+    service: str
+    instance: InstanceShown
+    reason: str | None = None
+
+
+class HealthChanged(Present):
+    old: HealthStatus
+    new: HealthStatus
+
+
+class Departed(Answer):
+    """The data of an event of an instance that is gone."""
+
+    service: str
+    instance: Gone
+
+
+class CapabilityChanged(Answer):
+    """The data of an event of a capability: its instance as it is now, or as it went."""
 
     service: str
     instance: InstanceShown | Gone
-    reason: str | None = None
-    old: str | None = None
-    new: str | None = None
-    capability: CapabilityClaim | None = None
+    capability: CapabilityClaim
 
 
 class Preserving(Answer):
@@ -145,14 +151,22 @@ class NodeError(Answer):
     detail: str
 
 
-class CloudEvent(Answer):
-    """CloudEvents 1.0, JSON."""
+DATA: Final[Mapping[str, type[BaseModel]]] = types.MappingProxyType(
+    {
+        "service:registered": Present,
+        "service:updated": Present,
+        "service:restored": Present,
+        "service:health:changed": HealthChanged,
+        "service:unregistered": Departed,
+        "service:expired": Departed,
+        "capability:added": CapabilityChanged,
+        "capability:changed": CapabilityChanged,
+        "capability:removed": CapabilityChanged,
+        "registry:preserving": Preserving,
+        "registry:error": NodeError,
+    }
+)
+"""The types of events there are, and the shapes of their data."""
 
-    specversion: Literal["1.0"]
-    id: str
-    source: str
-    type: str
-    subject: str | None = None
-    time: str
-    datacontenttype: Literal["application/json"]
-    data: dict[str, Any]
+LOCAL: Final = frozenset({"registry:error"})
+"""Types that stay on the node where they happen: no message is published."""
