@@ -96,14 +96,20 @@ class Source:
         return False
 
 
-async def open_source(api: Api, path: str, *, last_id: str = "", method: str = "GET") -> Source:
-    host, port = api.daemon.addresses[0]
+async def connect(
+    host: str, port: int, path: str, *, last_id: str = "", method: str = "GET"
+) -> Source:
     reader, writer = await asyncio.open_connection(host, port, limit=16 * 1024 * 1024)
     resume = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
     writer.write(f"{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{resume}\r\n".encode())
     source = Source(reader, writer)
+    source.last_id = last_id
     source.head = (await reader.readuntil(b"\r\n\r\n")).decode()
     return source
+
+
+async def open_source(api: Api, path: str, *, last_id: str = "") -> Source:
+    return await connect(*api.daemon.addresses[0], path, last_id=last_id)
 
 
 @asynccontextmanager
