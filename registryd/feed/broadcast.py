@@ -76,12 +76,9 @@ class Ring(Generic[T]):
 class Sink(Protocol):
     """One connection, written to without waiting."""
 
-    @property
-    def buffered(self) -> int:
-        """Bytes that wait for the client."""
-
-    def write(self, framed: bytes) -> None:
-        """Raises ConnectionError when the client has gone."""
+    def offer(self, framed: bytes, limit: int) -> bool:
+        """Writes, unless more than `limit` bytes wait for the client already: then False. Raises
+        ConnectionError when the client has gone."""
 
     def abort(self) -> None:
         """Cuts the client off."""
@@ -189,6 +186,7 @@ class Broadcast:
         """Called when everything told so far has been written to everybody."""
         self._count = 0
         self._written = 0
+        """Writes since others had their turn."""
         self._left = asyncio.Event()
 
     def __len__(self) -> int:
@@ -297,38 +295,37 @@ class Broadcast:
     async def _write_out(self, topic: Topic) -> None:
         until = topic.end
         chunks: dict[int, bytes] = {}
+        written = 0
         for member in list(topic.members):
-            if member.topic is None or member.next >= until:
+            if member.topic is None or (since := member.next) >= until:
                 continue
-            chunk = chunks.get(member.next)
+            chunk = chunks.get(since)
             if chunk is None:
-                chunk = chunks[member.next] = topic.frames(member.next, until)
+                chunk = chunks[since] = topic.frames(since, until)
             member.next = until
-            if chunk:
-                self._write(member, chunk)
+            self._write(member, chunk)
+            written += 1
             self._written += 1
-            if self._written % WRITES_AT_ONCE == 0:
+            if self._written >= WRITES_AT_ONCE:
+                self._written = 0
                 await asyncio.sleep(0)
+        self._metrics.stream_writes.inc(written)
         topic.done(until)
 
     def _write(self, member: Member, chunk: bytes) -> None:
         if not chunk or member.topic is None:
             return
-        sink, backlog = member.sink, member.backlog
-        if backlog is not None:
-            backlog.append(chunk)
-            if sum(map(len, backlog)) > self.limit:
+        if member.backlog is None:
+            try:
+                if not member.sink.offer(chunk, self.limit):
+                    self._cut(member)
+            except ConnectionError:
+                member.lost()
+                member.sink.abort()
+        else:
+            member.backlog.append(chunk)
+            if sum(map(len, member.backlog)) > self.limit:
                 self._cut(member)
-            return
-        try:
-            if sink.buffered > self.limit:
-                self._cut(member)
-                return
-            sink.write(chunk)
-        except ConnectionError:
-            member.lost()
-            return
-        self._metrics.stream_writes.inc()
 
     def _cut(self, member: Member) -> None:
         self._metrics.slow_readers.inc()

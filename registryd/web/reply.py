@@ -4,6 +4,7 @@ Deliberately plain data: how either becomes bytes on a connection is `web/wire.p
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -55,7 +56,7 @@ class Outlet(asyncio.Protocol):
     itself, and what the client still sends is ignored.
     """
 
-    __slots__ = ("_chunked", "_drain", "_transport", "keeper")
+    __slots__ = ("_chunked", "_drain", "_file", "_transport", "keeper")
 
     def __init__(
         self, transport: asyncio.Transport, drain: Callable[[], Awaitable[None]], *, chunked: bool
@@ -63,6 +64,7 @@ class Outlet(asyncio.Protocol):
         self._transport = transport
         self._drain: Callable[[], Awaitable[None]] | None = drain
         self._chunked = chunked
+        self._file = -1
         self.keeper: Keeper | None = None
 
     @property
@@ -77,6 +79,34 @@ class Outlet(asyncio.Protocol):
         if not self._chunked:
             framed = unframed(framed)
         self._transport.write(framed)
+
+    def offer(self, framed: bytes, limit: int) -> bool:
+        """Writes a chunk made by `frame` on a standing stream, unless more than `limit` bytes wait for the
+        client already: then False. Raises ConnectionError when the client has gone.
+
+        What the kernel takes at once goes there directly: the transport's own way takes half as long
+        again, which counts where the same chunk goes to thousands.
+        """
+        transport = self._transport
+        if transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        waiting = transport.get_write_buffer_size()
+        if waiting > limit:
+            return False
+        if not self._chunked:
+            framed = unframed(framed)
+        if not waiting and self._file >= 0:
+            try:
+                sent = os.write(self._file, framed)
+            except BlockingIOError:
+                sent = 0
+            except TimeoutError as error:  # ETIMEDOUT: the kernel has given the client up
+                raise ConnectionResetError("the client has gone") from error
+            if sent == len(framed):
+                return True
+            framed = framed[sent:]
+        transport.write(framed)
+        return True
 
     async def send(self, data: bytes) -> None:
         """Queues `data` and waits until the client has taken most of what is queued. Only the producer
@@ -103,6 +133,10 @@ class Outlet(asyncio.Protocol):
     def stand(self) -> None:
         """Lets go of the request. From here on only the keeper writes."""
         self._drain = None
+        bare = self._transport.get_extra_info("sslcontext") is None
+        sock = self._transport.get_extra_info("socket")
+        if bare and sock is not None and not self._transport.is_closing():
+            self._file = sock.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         keeper, self.keeper = self.keeper, None

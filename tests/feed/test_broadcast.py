@@ -19,11 +19,14 @@ class FakeSink:
         self.ended = False
         self.gone = False
 
-    def write(self, framed: bytes) -> None:
+    def offer(self, framed: bytes, limit: int) -> bool:
         if self.gone:
             raise ConnectionResetError
+        if self.buffered > limit:
+            return False
         self.written += framed
         self.writes += 1
+        return True
 
     def abort(self) -> None:
         self.aborted = True
@@ -96,7 +99,7 @@ async def test_what_is_told_before_a_member_is_live_comes_after_what_it_gets_fir
     await broadcast.turn()
     topic.tell(b"b ")
     assert sink.written == b""
-    sink.write(b"first ")
+    sink.written += b"first "
     broadcast.live(one)
     await broadcast.turn()
     assert sink.written == b"first a b "
