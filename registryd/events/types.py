@@ -16,7 +16,7 @@ from registryd.registry.view import BY_ID, Instance
 WHOLE: Final = 9999
 """The number in a position that comes after every event of its change: no change has so many."""
 
-_POSITION: Final = re.compile(r"(\d{1,20})-(\d{1,18})(?:\.(\d{1,4}))?")
+_POSITION: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,18})(?:\.([0-9]{1,4}))?")
 
 
 class Position(NamedTuple):
