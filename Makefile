@@ -75,9 +75,11 @@ drill: setup ## Run one long reliability drill: make drill NAME=store_restart
 coverage: setup ## Run the tests and show what they do not reach
 	$(PYTEST) --cov --cov-report term-missing:skip-covered --cov-report html $(ARGS)
 
-openapi: setup ## Write docs/openapi.json
+openapi: setup ## Write docs/openapi.json and docs/asyncapi.json
 	$(BIN)/registryd openapi > docs/openapi.json.new
 	mv docs/openapi.json.new docs/openapi.json
+	$(BIN)/registryd asyncapi > docs/asyncapi.json.new
+	mv docs/asyncapi.json.new docs/asyncapi.json
 
 bench: setup ## Measure, and write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -94,6 +96,6 @@ lock: ## Choose the newest versions anew and write requirements.lock (needs uv)
 	    --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean: ## Remove .venv and everything that was made, but not the data
-	rm -rf .venv dist build htmlcov .coverage docs/openapi.json.new
+	rm -rf .venv dist build htmlcov .coverage docs/*.json.new
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

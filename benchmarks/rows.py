@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks import data
+from benchmarks import data, watch
 from benchmarks.bench import Bench, Figure, Rounds, Side, Spread, short
 from benchmarks.client import send_all
 from benchmarks.load import GrpcLoad
-from benchmarks.servers import Server, cpu_seconds, resident_bytes
+from benchmarks.servers import Server, cpu_seconds, on, resident_bytes
 
 _KEEPALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 _RANGE: Final = "/etcdserverpb.KV/Range"
@@ -423,12 +423,99 @@ def m1(bench: Bench) -> list[Figure]:
     return figures
 
 
+def m2(bench: Bench) -> list[Figure]:
+    """Resident memory of the daemon for each idle watcher, all of one query; the kernel's buffers are not
+    counted. What the first thousand take is left out: it is the memory of opening many at a time."""
+    daemon = bench.fleet.new_daemon()
+    first, more = (200, 1000) if bench.options.quick else (1000, 5000)
+    crowd = watch.Crowd(daemon.port, watch.watch_request("watched"), b"event: snapshot")
+    crowd.grow(first)
+    time.sleep(0.5)
+    before = resident_bytes(daemon.pid)
+    crowd.grow(more)
+    time.sleep(0.5)
+    each = (resident_bytes(daemon.pid) - before) / more
+    crowd.close()
+    daemon.stop()
+    return [
+        Figure(
+            "M2", f"RSS per idle watcher, {more} of them", Spread.exact(each / 1024),
+            12, 2, "less", "KB", f"the process has {before >> 20} MB before them",
+        )
+    ]  # fmt: skip
+
+
 def _until_all_shown(server: Server, count: int) -> None:
     deadline = time.monotonic() + 60
     while (shown := server.counters()['registryd_instances{health="healthy"}']) != count:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{shown:.0f} of {count} instances in the view after 60 s")
         time.sleep(0.2)
+
+
+# --- events
+
+_WATCHERS: Final = 1000
+_MESSAGE_BYTES: Final = 1000
+
+
+def e1(bench: Bench) -> list[Figure]:
+    """From a write to the last of 1000 watchers of that very instance hearing of it, against PUBLISH of as
+    many bytes to 1000 subscribers of a store that has the server's CPU to itself."""
+    daemon, store = bench.fleet.new_daemon(), bench.fleet.new_store()
+    # An event is the instance as a whole: what is around the text in it.
+    around = 700
+    ours = watch.registryd(daemon.port, _MESSAGE_BYTES - around)
+    theirs = watch.pubsub(store.port, _MESSAGE_BYTES)
+    ratios, seen = _told(bench, ours, theirs)
+    for server in (daemon, store):
+        server.stop()
+    return [
+        Figure(
+            "E1", "event to the last of 1000 watchers x pub/sub", Spread.of(ratios),
+            1.25, 1.0, "less", seen=seen,
+        )
+    ]  # fmt: skip
+
+
+def e2(bench: Bench) -> list[Figure]:
+    """The same against 1000 watches of etcd's JSON gateway: how many times sooner ours have heard."""
+    etcd, why = bench.optional(bench.fleet.new_etcd)
+    what = "event to the last of 1000 watchers, times sooner than etcd"
+    if etcd is None:
+        return _skipped("E2", {what: (5, 8)}, why)
+    daemon = bench.fleet.new_daemon()
+    ours = watch.registryd(daemon.port, _MESSAGE_BYTES // 2)
+    theirs = watch.etcd(etcd.port, _MESSAGE_BYTES // 2)
+    ratios, seen = _told(bench, theirs, ours)
+    for server in (daemon, etcd):
+        server.stop()
+    return [Figure("E2", what, Spread.of(ratios), 5, 8, seen=seen)]
+
+
+def _told(bench: Bench, one: watch.Told, other: watch.Told) -> tuple[list[float], str]:
+    """The ratios of the times of `one` to those of `other`, a round of some events of each at a time."""
+    with on(bench.fleet.cpus.load):
+        for told in (one, other):
+            told.crowd.grow(_WATCHERS)
+        number, ratios = 0, []
+        times: dict[str, list[float]] = {one.name: [], other.name: []}
+        for turn in range(bench.options.rounds + 1):
+            medians = {}
+            for told in (one, other):
+                number += 10
+                some = [told.seconds(number + each) for each in range(10)]
+                medians[told.name] = statistics.median(some)
+            if turn:  # the first is for warming up
+                ratios.append(medians[one.name] / medians[other.name])
+                for name, median in medians.items():
+                    times[name].append(median)
+        for told in (one, other):
+            told.close()
+    seen = ", ".join(
+        f"{name} {statistics.median(found) * 1000:.1f} ms" for name, found in times.items()
+    )
+    return ratios, seen
 
 
 # --- writes
@@ -549,6 +636,9 @@ ROWS: Final = (
     Row("R4", "cache hits under change", r4),
     Row("R5", "a list of 10 000", r5),
     Row("M1", "memory of 100 000 instances", m1),
+    Row("M2", "memory of idle watchers", m2),
+    Row("E1", "events to 1000 watchers", e1),
+    Row("E2", "events against etcd", e2),
     Row("W1", "registrations", w1),
     Row("P1", "a second worker", p1),
     Row("C1", "compressed answers", c1),

@@ -314,6 +314,28 @@ class Fleet:
         self._until_ready(server, "/health")
         return server
 
+    def new_store(self) -> Server:
+        """A store that nobody else uses, on the servers' CPU, with a port."""
+        folder, port = self._folder("store"), free_port()
+        candidates = list(server_candidates())
+        if not candidates:
+            raise Absent("valkey-server or redis-server")
+        command = [
+            str(candidates[0]), "--port", str(port), "--dir", str(folder),
+            "--appendonly", "no", "--save", "",
+        ]  # fmt: skip
+        server = self._start("store", command, port, folder, self.cpus.server)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the store did not start") from None
+                time.sleep(0.05)
+            else:
+                return server
+
     def _new_plain(self) -> Server:
         folder, port = self._folder("plain"), free_port()
         candidates = list(server_candidates())

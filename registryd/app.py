@@ -12,6 +12,14 @@ import structlog
 from registryd import __version__
 from registryd.config import Settings
 from registryd.errors import StartupRefused
+from registryd.events import asyncapi
+from registryd.events.cloudevent import source_of
+from registryd.events.propagation import Propagation
+from registryd.events.recent import Recent
+from registryd.events.routes import BYE, EventRoutes
+from registryd.events.stream import EventStreams
+from registryd.events.watch import Watches
+from registryd.feed.broadcast import Broadcast, Ring
 from registryd.feed.follower import Follower
 from registryd.feed.stream import ChangeStream
 from registryd.health.routes import HealthRoutes
@@ -56,6 +64,8 @@ AUDIT_EVERY: Final = timedelta(seconds=60)
 CHECK_PAUSE: Final = timedelta(milliseconds=20)
 """Between two looks for due checks: what becomes due meanwhile is claimed together."""
 HINT_PATIENCE: Final = timedelta(seconds=10)
+PING_EVERY: Final = timedelta(seconds=15)
+"""How often a stream without news shows that it is open: proxies close silent ones after 30 s or more."""
 
 
 class Daemon:
@@ -87,10 +97,11 @@ class Daemon:
             raise
 
     def drain(self) -> None:
-        """Readiness fails, waiting readers are answered and connections end with their next answer;
-        everything else goes on until `stop`."""
+        """Readiness fails, waiting readers are answered, streams end and connections end with their next
+        answer; everything else goes on until `stop`."""
         self._closing.set()
         self.pipeline.draining = True
+        self.broadcast.close(BYE)
 
     async def stop(self) -> None:
         """Readiness fails first, waiting readers are let go, what is under way ends, the store stops last."""
@@ -124,6 +135,8 @@ class Daemon:
         if settings.health.enabled:
             loops.start("check hints", self._hint_checker)
             loops.start("checks", self.checker.turn, pause=CHECK_PAUSE.total_seconds())
+        loops.start("broadcast", self.broadcast.turn)
+        loops.start("ping", self.broadcast.ping, pause=PING_EVERY.total_seconds())
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -132,6 +145,7 @@ class Daemon:
             reuse_port=server.reuse_port,
         )
         self._undo.append(lambda: http.stop(server.shutdown_grace.total_seconds()))
+        self._undo.append(self._end_streams)
         log.info(
             "serving",
             version=__version__,
@@ -141,6 +155,11 @@ class Daemon:
             instances=len(self.view),
             revision=str(self.view.revision),
         )
+
+    async def _end_streams(self) -> None:
+        self.broadcast.close(BYE)
+        grace = self.settings.server.shutdown_grace.total_seconds()
+        await self.broadcast.closed(min(max(grace, 0.1), 1.0))
 
     async def _connect(self) -> Connection:
         redis = self.settings.redis
@@ -190,7 +209,8 @@ class Daemon:
             ScriptRunner(connection, scripts, keys.core, metrics), keys, limits
         )
         sync = ViewSync(self.store, view, metrics, chunk=settings.view.snapshot_chunk)
-        self.follower = Follower(ChangeStream(connection, keys), sync, metrics)
+        stream = ChangeStream(connection, keys)
+        self.follower = Follower(stream, sync, metrics)
         self.reaper = Reaper(self.store, metrics, guard_of(settings))
         self.auditor = Auditor(
             self.store,
@@ -245,10 +265,29 @@ class Daemon:
             closing=self._closing,
             max_stale=lambda: self.settings.view.max_stale,
         )
-        table = [*services.table(), *health.table(), *node.table()]
+        self.broadcast = Broadcast(
+            metrics, most=settings.events.max_streams, limit=settings.events.buffer_bytes
+        )
+        recent = Recent(view, Ring())
+        watches = Watches(view, recent, self.broadcast)
+        streams = EventStreams(
+            view,
+            recent,
+            stream,
+            self.broadcast,
+            self._clock,
+            lambda: source_of(self.store.deployment or ""),
+        )
+        propagation = Propagation(self._clock, metrics, self.broadcast)
+        sync.listeners = [recent, watches, streams, propagation]
+        self.broadcast.written_out = propagation.told
+        self.follower.trouble = streams.trouble
+        events = EventRoutes(view, reads, self.follower, self.broadcast, watches, streams)
+        table = [*services.table(), *health.table(), *events.table(), *node.table()]
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
+        events.describe = cache(lambda: codec.dumps(asyncapi_document(keys.prefix)))
         self.pipeline = Pipeline(
             Router(table),
             metrics,
@@ -267,3 +306,8 @@ def openapi_document() -> dict[str, Any]:
     daemon = Daemon(Settings())
     daemon.wire(Connection("redis://localhost", daemon.metrics), {})
     return daemon.describe()
+
+
+def asyncapi_document(prefix: str) -> dict[str, Any]:
+    """The description of all events, for a store whose keys start with `prefix`."""
+    return asyncapi.document(title=TITLE, version=__version__, prefix=prefix)

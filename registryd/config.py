@@ -330,6 +330,11 @@ class View(_Section):
     snapshot_chunk: int = Field(500, ge=1, le=10_000)
 
 
+class Events(_Section):
+    max_streams: int = Field(10_000, ge=1)
+    buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
+
+
 class Auth(_Section):
     mode: Literal["none", "required"] = "none"
     insecure: bool = False
@@ -358,6 +363,7 @@ class Settings(_Section):
     registry: Registry = Registry()
     health: Health = Health()
     view: View = View()
+    events: Events = Events()
     auth: Auth = Auth()
     logging: Logging = Logging()
 

@@ -90,6 +90,18 @@ class Metrics:
         self.snapshots = counter("view_snapshots", "Snapshots loaded.")
         self.snapshot_seconds = gauge("view_snapshot_seconds", "Time the last snapshot took.")
 
+        self.watchers = gauge("watchers", "Open event streams and watches.", "kind")
+        self.stream_writes = counter("stream_writes", "Writes to event streams and watches.")
+        self.slow_readers = counter(
+            "slow_readers_cut", "Event streams cut because their client did not read."
+        )
+        self.propagation_seconds = histogram(
+            "propagation_seconds",
+            "Time from a write in the store until this node shows it (registered), or has told its watchers "
+            "(gone), beyond the shortest seen of late.",
+            "kind",
+        )
+
         self.cache_lookups = counter(
             "result_cache_lookups", "Result cache look-ups, by outcome.", "outcome"
         )

@@ -135,6 +135,7 @@ class History:
                 b"reason": b"",
                 b"old": b"",
                 b"ids": ids.encode(),
+                b"caps": b"",
                 b"ts": b"1700000000000",
                 b"w": f"{self.writer}-{rev}".encode(),
             },

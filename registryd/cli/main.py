@@ -108,6 +108,14 @@ def show_openapi() -> None:
     typer.echo(json.dumps(openapi_document(), indent=2, ensure_ascii=False))
 
 
+@app.command("asyncapi", hidden=True)
+def show_asyncapi() -> None:
+    """Write the description of the events to standard output."""
+    from registryd.app import asyncapi_document
+
+    typer.echo(json.dumps(asyncapi_document("ossa"), indent=2, ensure_ascii=False))
+
+
 def _refuse(refusal: StartupRefused) -> NoReturn:
     for line in refusal.detail.splitlines():
         typer.echo(f"registryd: {line}", err=True)

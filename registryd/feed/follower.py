@@ -7,6 +7,7 @@ prevLog check). On either the consumer loads again. Knows nothing of what a chan
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
@@ -50,6 +51,8 @@ class Follower:
         self.loaded = False
         """Whether the consumer holds anything to answer from; a later load does not take that back."""
         self.connected = False
+        self.trouble: Callable[[str, str], None] = lambda code, detail: None
+        """Told, in a word and a sentence, when the store goes away or the stream has a gap."""
 
     @property
     def stale_for(self) -> float:
@@ -66,6 +69,7 @@ class Follower:
                 log.warning(
                     "the store's history is another one, loading anew", position=str(self.position)
                 )
+                self.trouble("feed_gap", "the store's history is another one, loading anew")
                 await self._load()
             self._must_match = False
             if not self.connected:
@@ -78,6 +82,7 @@ class Follower:
                 log.warning(
                     "cannot follow the store", reason=error.detail, position=str(self.position)
                 )
+                self.trouble(error.code, error.detail)
             self.connected, self._away = False, True
             self._must_match = True
             self._metrics.store_up.set(0)
@@ -104,6 +109,7 @@ class Follower:
                     position=str(self.position),
                     found=str(change.at),
                 )
+                self.trouble("feed_gap", "a gap in the change stream, loading anew")
                 break
             self._consumer.apply(change)
             self.position = change.at

@@ -55,6 +55,14 @@ class ChangeStream:
         )
         return _change(reply[0]) if reply else None
 
+    async def between(self, first: Revision, last: Revision, *, limit: int) -> list[Change]:
+        """The entries from `first` to `last`, both included, but no more than `limit` of them. Raises
+        StorageUnavailable. What was trimmed is missing without a word."""
+        reply = await self._connection.call(
+            "XRANGE", self._keys.stream, str(first), str(last), "COUNT", limit
+        )
+        return [_change(entry) for entry in reply]
+
     async def head(self) -> Revision:
         """The revision the store is at: (0, 0) for an empty one."""
         epoch, rev = await self._connection.call("HMGET", self._keys.meta, "epoch", "rev")

@@ -482,7 +482,7 @@ class ServiceRoutes:
                 operation_id="listServices",
                 summary="Discover services or instances",
                 tag="services",
-                query=(*_FILTER_PARAMS, *_PAGE_PARAMS, *fresh, *_WAIT_PARAMS),
+                query=(*FILTER_PARAMS, *_PAGE_PARAMS, *fresh, *_WAIT_PARAMS),
                 answers={200: Answer("What matches", ServiceList), 304: _NOT_MODIFIED},
                 problems=(412,),
             ),
@@ -699,7 +699,7 @@ class ServiceRoutes:
                 summary="The URL of one chosen instance",
                 tag="services",
                 segments=NAME,
-                query=(*_PICK_PARAMS, *_FILTER_PARAMS, *fresh),
+                query=(*_PICK_PARAMS, *FILTER_PARAMS, *fresh),
                 answers={200: Answer("The chosen instance", Chosen)},
                 problems=(404, 412),
             ),
@@ -787,7 +787,7 @@ _DRAIN_PARAM: Final = Param(
     "Drain that long first",
     {"type": "integer", "minimum": 0, "maximum": MAX_DRAIN_SECONDS},
 )
-_FILTER_PARAMS: Final = (
+FILTER_PARAMS: Final = (
     Param("name", "RE2, anywhere in the name, any case", example="^ai-"),
     Param("capability", "Any of these, with ranges: `chat@>=2;<3,embeddings`", example="chat"),
     Param("capabilitiesAll", "All of these"),

@@ -1,17 +1,28 @@
 """Keeps a view in step with the store: the snapshot it starts from, and the changes after it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
 from registryd.metrics import Metrics
 from registryd.registry.document import Admin, Row
 from registryd.registry.store import RegistryStore
-from registryd.registry.view import Contents, Instance, View
+from registryd.registry.view import Contents, Instance, Move, View
+
+
+class Listener(Protocol):
+    """Hears of everything that reaches the view, in order and just after it did. Never awaits."""
+
+    def changed(self, change: Change, moves: Sequence[Move]) -> None:
+        """One change; `moves` is what it did to instances."""
+
+    def reloaded(self) -> None:
+        """The view was loaded anew: what happened in between is not known change by change."""
 
 
 class ViewSync:
-    """The feed's consumer for the registry."""
+    """The feed's consumer for the registry. `listeners` are told of what it did."""
 
     def __init__(self, store: RegistryStore, view: View, metrics: Metrics, *, chunk: int) -> None:
         self._store = store
@@ -19,6 +30,7 @@ class ViewSync:
         self._metrics = metrics
         self._chunk = chunk
         self._counts: dict[bytes, Callable[[], None]] = {}
+        self.listeners: list[Listener] = []
 
     async def load(self) -> Revision:
         """A fuzzy snapshot: chunks are read while writes go on, and the stream is followed from the
@@ -44,12 +56,16 @@ class ViewSync:
             # Somebody has emptied the store: what comes next has to bear its name again.
             await self._store.set_up(self._store.deployment)
         self._view.replace(contents, start, page.revision)
+        for listener in self.listeners:
+            listener.reloaded()
         return start
 
     def apply(self, change: Change) -> None:
-        self._view.apply(change)
+        moves = self._view.apply(change)
         kind = change.fields[b"type"]
         count = self._counts.get(kind)
         if count is None:
             count = self._counts[kind] = self._metrics.events.labels(kind.decode()).inc
         count()
+        for listener in self.listeners:
+            listener.changed(change, moves)

@@ -274,6 +274,13 @@ class Contents:
                 del self.capability_versions[name]
 
 
+class Move(NamedTuple):
+    """What a change did to one instance: None is before it came, or after it went."""
+
+    before: Instance | None
+    after: Instance | None
+
+
 class Point(NamedTuple):
     """When something was read from a view."""
 
@@ -291,6 +298,7 @@ class View:
         """Counts what `replace` put in place: answers of another generation hold no more."""
         self._stamps: dict[str, int] = {}
         self._floor = 0
+        self._settled = 0
 
     def __len__(self) -> int:
         return len(self.contents.by_id)
@@ -312,42 +320,50 @@ class View:
         self.revision = revision
         self.generation += 1
         self._stamps = {}
-        self._floor = max(revision.rev, end.rev)
+        self._floor = self._settled = max(revision.rev, end.rev)
 
-    def apply(self, change: Change) -> None:
+    @property
+    def settled(self) -> Revision:
+        """From here on every change was seen by itself; what a snapshot held came without."""
+        return Revision(self.revision.epoch, self._settled)
+
+    def apply(self, change: Change) -> list[Move]:
+        """Takes a change in, and tells what it did: nothing where a snapshot already held it."""
         fields = change.fields
         identity = fields[b"id"].decode()
         held = self.contents.by_id.get(identity)
         self.revision = change.at
         # A snapshot may already hold this change, or a later one of the same instance.
         if held is not None and held.revision >= change.at:
-            return
+            return []
         if fields[b"type"] == b"registry:preserving":
+            moves = []
             for name in json.loads(fields[b"ids"]):
                 instance = self.contents.by_id.get(name)
                 if instance is not None and instance.revision < change.at and not instance.suspect:
-                    self._put(instance.held(change.at), change.at)
-        elif fields[b"row"]:
-            self._put(
-                Instance(
-                    identity,
-                    Row.decode(fields[b"row"]),
-                    fields[b"doc"],
-                    Admin.decode(fields[b"admin"]),
-                    suspect=fields[b"suspect"] == b"1",
-                ),
-                change.at,
+                    moves.append(self._put(instance.held(change.at), change.at))
+            return moves
+        if fields[b"row"]:
+            instance = Instance(
+                identity,
+                Row.decode(fields[b"row"]),
+                fields[b"doc"],
+                Admin.decode(fields[b"admin"]),
+                suspect=fields[b"suspect"] == b"1",
             )
-        elif identity:
-            gone = self.contents.drop(identity)
-            if gone is not None:
-                self._stamp(gone.terms, change.at)
+            return [self._put(instance, change.at)]
+        gone = self.contents.drop(identity) if identity else None
+        if gone is None:
+            return []
+        self._stamp(gone.terms, change.at)
+        return [Move(gone, None)]
 
-    def _put(self, instance: Instance, at: Revision) -> None:
+    def _put(self, instance: Instance, at: Revision) -> Move:
         before = self.contents.put(instance)
         if before is not None:
             self._stamp(before.terms, at)
         self._stamp(instance.terms, at)
+        return Move(before, instance)
 
     def _stamp(self, terms: Iterable[str], at: Revision) -> None:
         stamps = self._stamps

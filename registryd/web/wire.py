@@ -16,7 +16,6 @@ from aiohttp import web
 from registryd.web.reply import Header
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-END_OF_CHUNKS: Final = b"0\r\n\r\n"
 
 BODYLESS: Final = frozenset({204, 304})
 _SEPARATE_FROM: Final = 64 * 1024

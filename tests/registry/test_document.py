@@ -8,7 +8,15 @@ from changes import History
 
 from registryd.feed.revision import Revision
 from registryd.registry.bodies import parse_registration
-from registryd.registry.document import Admin, Row, compose, effective_health, encode, terms_of
+from registryd.registry.document import (
+    Admin,
+    Row,
+    claims_of,
+    compose,
+    effective_health,
+    encode,
+    terms_of,
+)
 from registryd.registry.types import HealthStatus, Registration
 
 
@@ -111,3 +119,8 @@ def test_only_answers_to_writes_say_when_a_lease_ends(history: History) -> None:
     assert lease == {"ttlSeconds": 10, "renewIntervalSeconds": 3, "state": "suspect"}
     shown = compose(held.doc, row, Admin(), suspect=False, expires_at="2030-01-01T00:00:00.000Z")
     assert json.loads(shown)["lease"]["expiresAt"] == "2030-01-01T00:00:00.000Z"
+
+
+def test_claims_are_names_with_versions_in_order() -> None:
+    body = registration(capabilities=["tts", {"name": "chat", "version": "2.0.0"}, "chat"])
+    assert claims_of(body) == ["chat@1.0.0", "chat@2.0.0", "tts@1.0.0"]

@@ -37,7 +37,8 @@ CHECKS = [
     unsupported_method,
 ]
 
-schema = schemathesis.openapi.from_dict(DOCUMENT)
+# Event streams have no end, so no answer to look at; tests/events/ does.
+schema = schemathesis.openapi.from_dict(DOCUMENT).exclude(operation_id=["events", "watch"])
 
 
 @pytest.fixture(scope="module")
@@ -118,5 +119,6 @@ def test_every_operation_says_what_it_answers_with() -> None:
         for method in item.keys() & {"get", "put", "post", "patch", "delete"}:
             answers = item[method]["responses"]
             for status, answer in answers.items():
-                if status in {"200", "201", "202"} and path != "/openapi.json":
+                free = path in {"/openapi.json", "/asyncapi.json"}
+                if status in {"200", "201", "202"} and not free:
                     assert answer["content"], f"{method} {path} {status}"
