@@ -112,3 +112,8 @@ def terms_of(fields: InstanceFields) -> list[str]:
     if fields.version is not None:
         terms.add(f"version:{fields.version}")
     return sorted(terms)
+
+
+def claims_of(fields: InstanceFields) -> list[str]:
+    """What an instance claims, as `name@version`."""
+    return sorted(f"{capability.name}@{capability.version}" for capability in fields.capabilities)

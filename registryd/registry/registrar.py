@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -174,9 +174,7 @@ class Registrar:
             registration = parse_registration(merged, service=service, instance_id=instance_id)
             entry = self._entry(registration)
             if registration.ttl_seconds is None and "ttlSeconds" not in patch:
-                entry = Entry(
-                    entry.id, entry.document, entry.terms, held.ttl_ms, entry.endpoint, entry.check
-                )
+                entry = replace(entry, ttl_ms=held.ttl_ms)
             stored = await self._store.amend(
                 held.id,
                 reason="amended",

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
-from registryd.registry.document import Admin, Row, terms_of
+from registryd.registry.document import Admin, Row, claims_of, terms_of
 from registryd.registry.types import HealthCheck, InstanceFields
 from registryd.storage.keys import Keys
 from registryd.storage.pipelined import Argument
@@ -60,6 +60,8 @@ class Entry:
     ttl_ms: int
     endpoint: str
     check: Check | None
+    claims: Sequence[str] = ()
+    """Its capabilities as `name@version`."""
 
     def arguments(self) -> tuple[Argument, Argument, Argument, Argument, Argument]:
         """document, terms, ttl, check, endpoint"""
@@ -78,7 +80,15 @@ def _array(terms: Sequence[str]) -> str:
 
 
 def entry_of(identity: str, fields: InstanceFields, document: bytes, ttl_ms: int) -> Entry:
-    return Entry(identity, document, terms_of(fields), ttl_ms, fields.endpoint, check_of(fields))
+    return Entry(
+        identity,
+        document,
+        terms_of(fields),
+        ttl_ms,
+        fields.endpoint,
+        check_of(fields),
+        claims_of(fields),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +288,7 @@ class RegistryStore:
                 expected,
                 endpoint,
                 "exclusive" if exclusive else "",
+                _array(entry.claims),
                 nonce=nonce,
             )
         )
@@ -311,6 +322,7 @@ class RegistryStore:
                 admin,
                 "" if admin_end_ms is None else admin_end_ms,
                 "" if drain is None else int(drain.total_seconds() * 1000),
+                _array(entry.claims) if entry else "",
                 nonce=nonce,
             )
         )

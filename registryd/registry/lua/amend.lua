@@ -6,6 +6,7 @@
 --      15 health status or "" to keep it
 --      16 admin: "" keep, "none" take away, else JSON {"state","reason","by","until"}
 --      17 end of the maintenance, wall ms, or ""   18 drain ms or ""
+--      19 claims (JSON array of "name@version"), with 10
 -- Returns {"amended", epoch, rev, deadline (wall ms), row, admin, suspect} | {"same", …}
 --   | {"unknown"} | {"mismatch"}
 local stored = answered()
@@ -24,11 +25,12 @@ local function reply(outcome)
 end
 
 local changed, checks_changed, rewritten = false, false, false
+local had = row.caps
 if ARGV[10] ~= '' and (doc ~= ARGV[10] or row.ttl ~= tonumber(ARGV[12]) or row.check ~= ARGV[13]
     or row.terms ~= ARGV[11]) then
   checks_changed = row.check ~= ARGV[13]
   doc, row.terms = ARGV[10], ARGV[11]
-  row.ttl, row.check, row.endpoint = tonumber(ARGV[12]), ARGV[13], ARGV[14]
+  row.ttl, row.check, row.endpoint, row.caps = tonumber(ARGV[12]), ARGV[13], ARGV[14], ARGV[19]
   if row.check == '' then row.probed = 0 end
   changed, rewritten = true, true
 end
@@ -52,7 +54,7 @@ if drains then suspect = false end
 if is ~= was then row.since = row.updated end
 
 local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,
-  suspect = suspect, reason = ARGV[9], old = was}
+  suspect = suspect, reason = ARGV[9], old = was, had = had or row.caps, has = row.caps}
 if is ~= was and not rewritten then change.kind, change.new = 'service:health:changed', is end
 emit(change)
 commit_clock()

@@ -130,18 +130,67 @@ local function ensure_epoch()
   call('HSET', META, 'epoch', epoch, 'last', int(now), 'skew', int(skew))
 end
 
-local function cloud_event(kind, rev, id, data)
+local deployment
+local function cloud_event(kind, at, id, data)
+  deployment = deployment or call('HGET', META, 'deployment') or ''
   local subject = ''
   if id ~= '' then local s, i = split(id); subject = '","subject":"' .. s .. '/' .. i end
   return table.concat({
-    '{"specversion":"1.0","id":"', epoch, '-', rev, '","source":"/registryd/',
-    call('HGET', META, 'deployment') or '', '","type":"', kind, subject,
-    '","time":"', rfc3339(now), '","datacontenttype":"application/json","data":', data, '}'})
+    '{"specversion":"1.0","id":"', epoch, '-', at, '","source":"/registryd/', deployment,
+    '","type":"', kind, subject, '","time":"', rfc3339(now),
+    '","datacontenttype":"application/json","data":', data, '}'})
+end
+
+-- Splits the claims of an instance, JSON ["name@version", …], by name: the names as they come, and a
+-- set of versions for each.
+local function claims(text)
+  local names, versions = {}, {}
+  for _, claim in ipairs(cjson.decode(text)) do
+    local name, version = string.match(claim, '^([^@]*)@(.*)$')
+    if not versions[name] then
+      names[#names + 1] = name
+      versions[name] = {}
+    end
+    table.insert(versions[name], version)
+  end
+  return names, versions
+end
+
+local function without(list, other)
+  local left, known = {}, {}
+  for _, v in ipairs(other or {}) do known[v] = true end
+  for _, v in ipairs(list or {}) do if not known[v] then left[#left + 1] = v end end
+  return left
+end
+
+-- What an instance gained and lost: {{"added" | "removed", name, version} | {"changed", name, version,
+-- old version}, …}. One version in place of one other is a change of that capability.
+local function capability_changes(had, has)
+  local out = {}
+  if had == has then return out end
+  local names_before, before = claims(had)
+  local names_after, after = claims(has)
+  for _, name in ipairs(names_after) do
+    local gained, lost = without(after[name], before[name]), without(before[name], after[name])
+    if #gained == 1 and #lost == 1 then out[#out + 1] = {'changed', name, gained[1], lost[1]}
+    else
+      for _, v in ipairs(gained) do out[#out + 1] = {'added', name, v} end
+      for _, v in ipairs(lost) do out[#out + 1] = {'removed', name, v} end
+    end
+  end
+  for _, name in ipairs(names_before) do
+    if not after[name] then
+      for _, v in ipairs(before[name]) do out[#out + 1] = {'removed', name, v} end
+    end
+  end
+  return out
 end
 
 -- Appends one change to the stream. A present instance carries everything a view needs (row, doc,
 -- admin), so that nobody has to read back. Sets row.epoch and row.rev. Always the first write.
--- change: kind, id, row, doc, admin, suspect, reason, old, new, ids (all but kind optional)
+-- The daemon composes the same messages from the entry (events/cloudevent.py).
+-- change: kind, id, row, doc, admin, suspect, reason, old, new, ids; had, has: claims before and after,
+-- where they may differ (all but kind optional)
 local function emit(change)
   ensure_epoch()
   local rev = tonumber(call('HGET', META, 'rev') or 0) + 1
@@ -151,28 +200,33 @@ local function emit(change)
     row.epoch, row.rev = epoch, rev
     encoded = cjson.encode(row)
   end
+  local capabilities = change.has and capability_changes(change.had, change.has) or {}
   call('XADD', STREAM, 'MAXLEN', '~', ARGV[5], epoch .. '-' .. int(rev),
     'type', change.kind, 'id', id, 'row', encoded, 'doc', change.doc or '', 'admin', change.admin or '',
     'suspect', change.suspect and '1' or '', 'reason', change.reason or '', 'old', change.old or '',
-    'ids', change.ids or '', 'ts', int(now), 'w', NONCE)
+    'ids', change.ids or '', 'caps', #capabilities > 0 and cjson.encode(capabilities) or '',
+    'ts', int(now), 'w', NONCE)
   call('HSET', META, 'rev', int(rev))
-  local data
   if change.ids then
-    data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
-  else
-    local service, instance = split(id)
-    local reason = ''
-    if (change.reason or '') ~= '' then reason = ',"reason":' .. cjson.encode(change.reason) end
-    if row then
-      data = '{"service":"' .. service .. '","instance":' .. document(row, change.doc, change.admin, change.suspect)
-        .. reason
-      if change.new then data = data .. ',"old":"' .. change.old .. '","new":"' .. change.new .. '"' end
-      data = data .. '}'
-    else
-      data = '{"service":"' .. service .. '","instance":{"instanceId":"' .. instance .. '"' .. reason .. '}}'
-    end
+    local data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
+    messages[#messages + 1] = {CHANNEL .. change.kind, cloud_event(change.kind, int(rev), id, data)}
+    return int(rev)
   end
-  messages[#messages + 1] = {CHANNEL .. change.kind, cloud_event(change.kind, int(rev), id, data)}
+  local service, instance = split(id)
+  local reason, of_health = '', ''
+  if (change.reason or '') ~= '' then reason = ',"reason":' .. cjson.encode(change.reason) end
+  if change.new then of_health = ',"old":"' .. change.old .. '","new":"' .. change.new .. '"' end
+  local data = '{"service":"' .. service .. '","instance":'
+  if row then data = data .. document(row, change.doc, change.admin, change.suspect) .. reason
+  else data = data .. '{"instanceId":"' .. instance .. '"' .. reason .. '}' end
+  messages[#messages + 1] = {CHANNEL .. change.kind,
+    cloud_event(change.kind, int(rev), id, data .. of_health .. '}')}
+  for n, c in ipairs(capabilities) do
+    local kind = 'capability:' .. c[1]
+    local capability = ',"capability":{"name":"' .. c[2] .. '","version":"' .. c[3]
+      .. (c[4] and '","oldVersion":"' .. c[4] or '') .. '"}}'
+    messages[#messages + 1] = {CHANNEL .. kind, cloud_event(kind, int(rev) .. '.' .. n, id, data .. capability)}
+  end
   return int(rev)
 end
 
@@ -222,7 +276,7 @@ local function remove(id, row, kind, reason)
   local admin = admin_of(id)
   local state = state_of(admin)
   local terms = index_terms(row, admin)
-  local rev = emit({kind = kind, id = id, reason = reason})
+  local rev = emit({kind = kind, id = id, reason = reason, had = row.caps or '[]', has = '[]'})
   call('HDEL', INST, id)
   call('HDEL', DOCS, id)
   call('HDEL', RENEW, id)

@@ -4,6 +4,7 @@
 --      12 check {"interval","rise","fall"} or ""   13 claimed health or ""
 --      14 expected revision ("" any, "absent", "<epoch>-<rev>")   15 endpoint
 --      16 "exclusive": refuse an id that a live instance at another endpoint holds
+--      17 claims (JSON array of "name@version")
 -- Returns {outcome, epoch, rev, deadline (wall ms), row, admin, suspect}; outcome is one of
 --   registered, updated, same, mismatch (expected revision), taken (exclusive)
 local stored = answered()
@@ -49,18 +50,18 @@ local fresh = {
   ttl = ttl, inc = inc ~= '' and inc or NONCE, op = NONCE,
   health = claim ~= '' and claim or 'unknown', since = moment, extra = '', probed = 0,
   registered = moment, updated = moment, endpoint = ARGV[15],
-  terms = terms, check = check}
-local kind, before = 'service:registered', nil
+  terms = terms, check = check, caps = ARGV[17]}
+local kind, before, had = 'service:registered', nil, '[]'
 if row then
   kind = 'service:updated'
-  before = index_terms(row, admin)
+  before, had = index_terms(row, admin), row.caps or fresh.caps
   fresh.registered, fresh.probed = row.registered, probed
   if not heard then fresh.health, fresh.since, fresh.extra = row.health, row.since, row.extra end
 end
 local deadline = L + ttl
 if draining then deadline = tonumber(call('ZSCORE', LEASES, id)) end
 
-emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin})
+emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin, had = had, has = fresh.caps})
 commit_clock()
 put_row(id, fresh)
 call('HSET', DOCS, id, doc)

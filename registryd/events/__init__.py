@@ -1,0 +1,1 @@
+"""What happened, told to others: CloudEvents, event streams and watches."""
