@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import cache
+from importlib.resources import files
 from typing import Any, Final
 
 import structlog
@@ -12,14 +13,22 @@ import structlog
 from registryd import __version__
 from registryd.config import Settings
 from registryd.errors import StartupRefused
+from registryd.events.cloudevent import source_of
+from registryd.events.fanout import Fanout
+from registryd.events.history_routes import HistoryRoutes
+from registryd.events.webhook_routes import WebhookRoutes
+from registryd.events.webhook_store import WebhookStore
+from registryd.events.webhooks import Courier, Policy
 from registryd.feed.follower import Follower
 from registryd.feed.stream import ChangeStream
 from registryd.kit.clock import Clock, SystemClock
+from registryd.kit.outbound import EgressPolicy, Outbound
 from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics
+from registryd.notify.table import notifiers
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
-from registryd.registry.preflight import check_rights, check_server, scripts_for
+from registryd.registry.preflight import check_rights, check_server, flagged, scripts_for
 from registryd.registry.reads import Reads
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar
@@ -27,11 +36,11 @@ from registryd.registry.renew import RenewalQueue
 from registryd.registry.routes import ServiceRoutes
 from registryd.registry.store import Guard, RegistryStore, StoreLimits
 from registryd.registry.sync import ViewSync
-from registryd.registry.view import View
+from registryd.registry.view import Instance, View
 from registryd.storage.connection import Connection
 from registryd.storage.embedded import EmbeddedStore
 from registryd.storage.keys import Keys
-from registryd.storage.scripts import Script, ScriptRunner
+from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
 from registryd.web.access import OpenAccess
 from registryd.web.codec import BodyLimits
@@ -92,7 +101,8 @@ class Daemon:
         info = await check_server(connection, patience=STORE_PATIENCE)
         scripts = scripts_for(info)
         await check_rights(connection, scripts, settings.redis.key_prefix, self.metrics)
-        self.wire(connection, scripts)
+        self.wire(connection, scripts | event_scripts_for(info))
+        self._undo.append(self.outbound.close)
         deployment = await self.store.set_up(settings.redis.deployment)
 
         loops = self.supervisor
@@ -103,6 +113,11 @@ class Daemon:
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
+        loops.start("fan-out", self.fanout.turn)
+        loops.start("news", self._spread_news)
+        if settings.webhooks.enabled:
+            loops.start("webhooks", self.courier.turn)
+            self._undo.append(lambda: self.courier.stop(settings.server.shutdown_grace))
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -151,6 +166,10 @@ class Daemon:
                 f"{FIRST_LOAD.total_seconds():.0f} s; the log says why"
             ) from None
 
+    async def _spread_news(self) -> None:
+        await self.follower.advanced()
+        self.fanout.hear()
+
     def wire(self, connection: Connection, scripts: dict[str, Script]) -> None:
         """Makes the parts and tells each of those it needs. Touches neither store nor network."""
         settings, metrics, view = self.settings, self.metrics, self.view
@@ -197,7 +216,13 @@ class Daemon:
             closing=self._closing,
             max_stale=lambda: self.settings.view.max_stale,
         )
-        table = [*services.table(), *node.table()]
+        self._wire_events(connection, scripts, keys, reads)
+        table = [
+            *services.table(),
+            *node.table(),
+            *self.history.table(),
+            *self.webhooks.table(),
+        ]
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
@@ -207,6 +232,50 @@ class Daemon:
             OpenAccess(),
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
+
+    def _wire_events(
+        self, connection: Connection, scripts: dict[str, Script], keys: Keys, reads: Reads
+    ) -> None:
+        metrics, clock = self.metrics, self._clock
+        store = WebhookStore(
+            ScriptRunner(connection, scripts, keys.events, metrics), connection, keys
+        )
+        alone = all(address.is_loopback for address in self.settings.server.listen)
+        self.outbound = Outbound(EgressPolicy(loopback=alone))
+        self.courier = Courier(
+            store,
+            notifiers(self.outbound, clock)["webhook"],
+            metrics,
+            clock,
+            random.SystemRandom(),
+            policy=lambda: policy_of(self.settings),
+        )
+
+        def source() -> str:
+            return source_of(self.store.deployment or "")
+
+        self.fanout = Fanout(store, metrics, clock, source=source, queued=self.courier.hear)
+        self.webhooks = WebhookRoutes(store, self.courier, clock, source=source)
+        self.history = HistoryRoutes(
+            store, self.view, reads, paused=_never, last_error=_as_the_view_says
+        )
+
+
+async def _never() -> bool:
+    return False
+
+
+async def _as_the_view_says(instance: Instance) -> str | None:
+    return None
+
+
+def event_scripts_for(info: Mapping[str, object]) -> dict[str, Script]:
+    return load(files("registryd.events") / "lua", flags=flagged(info))
+
+
+def policy_of(settings: Settings) -> Policy:
+    hooks = settings.webhooks
+    return Policy(hooks.timeout, hooks.attempts, hooks.retry_base, hooks.retry_cap)
 
 
 def guard_of(settings: Settings) -> Guard | None:

@@ -1,0 +1,114 @@
+"""Who changed what, and why: one entry a change, written when the change is carried on.
+
+Entries are made of the events that tell of a change, and of its stream entry, which says who asked for it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from registryd.events.cloudevent import Event
+from registryd.events.webhook_store import Record, WebhookStore
+from registryd.events.webhook_types import matches
+from registryd.feed.revision import Revision, parse_revision
+from registryd.feed.stream import Change
+from registryd.kit.clock import rfc3339
+from registryd.registry.types import split_identity
+
+ITSELF: Final = "registry"
+"""Who changed what nobody asked for: an expiry, a probe's finding, the end of a maintenance."""
+CHUNK: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a reader asks for; empty means any. `since` is a moment or a revision, exclusive."""
+
+    service: str = ""
+    instance_id: str = ""
+    types: tuple[str, ...] = ()
+    since: str = ""
+    after: Revision | None = None
+
+    def holds(self, entry: Mapping[str, Any]) -> bool:
+        return (
+            (not self.instance_id or entry["instanceId"] == self.instance_id)
+            and (not self.types or any(matches(glob, entry["type"]) for glob in self.types))
+            and not self.too_old(entry)
+        )
+
+    def too_old(self, entry: Mapping[str, Any]) -> bool:
+        if self.after is not None:
+            return bool(entry["revision"]) and parse_revision(entry["revision"]) <= self.after
+        return bool(entry["time"] < self.since)
+
+
+def records_of(change: Change, events: Sequence[Event]) -> Iterator[Record]:
+    """The entries of one change: one for each event, or for each instance of an event about many."""
+    by = change.fields.get(b"by", b"").decode() or ITSELF
+    for event in events:
+        body = json.loads(event.body)
+        data = body["data"]
+        instance = data.get("instance") or {}
+        entry = {
+            "id": event.id,
+            "revision": str(change.at),
+            "type": event.type,
+            "time": body["time"],
+            "service": event.service or None,
+            "instanceId": instance.get("instanceId"),
+            "reason": data.get("reason") or instance.get("reason") or None,
+            "old": data.get("old"),
+            "new": data.get("new"),
+            "by": by,
+        }
+        if event.type.startswith("capability:"):
+            entry["new"] = data.get("capability")
+        many = [split_identity(identity) for identity in data.get("instances") or ()]
+        if not many:
+            yield _record(event.service, entry)
+        for service, instance_id in many:
+            yield _record(service, entry | {"service": service, "instanceId": instance_id})
+
+
+def deed(kind: str, subject: str, *, by: str, now: datetime, reason: str | None = None) -> bytes:
+    """The entry of something that is no change of the registry, such as a new webhook."""
+    return _record(
+        "",
+        {
+            "id": subject,
+            "revision": None,
+            "type": kind,
+            "time": rfc3339(now),
+            "service": None,
+            "instanceId": None,
+            "reason": reason,
+            "old": None,
+            "new": None,
+            "by": by or ITSELF,
+        },
+    ).entry
+
+
+def _record(service: str, entry: Mapping[str, Any]) -> Record:
+    return Record(service, json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+async def read(
+    store: WebhookStore, wanted: Wanted, *, before: str = "+", limit: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The newest entries that are wanted, and the position to go on from, None at the end."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = await store.history(wanted.service, before, CHUNK)
+        for position, entry in page:
+            before = position
+            if wanted.holds(entry):
+                found.append(entry)
+                if len(found) == limit:
+                    return found, before
+        # Entries stand in the order of their times, but for the few that came together.
+        if len(page) < CHUNK or all(wanted.too_old(entry) for _, entry in page):
+            return found, None
