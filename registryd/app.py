@@ -106,6 +106,8 @@ class Daemon:
         deployment = await self.store.set_up(settings.redis.deployment)
 
         loops = self.supervisor
+        # After the loops have stopped, so that nothing new is begun.
+        self._undo.append(lambda: self.courier.stop(settings.server.shutdown_grace))
         self._undo.append(loops.stop)
         loops.start("follower", self.follower.turn)
         await self._first_load()
@@ -117,7 +119,6 @@ class Daemon:
         loops.start("news", self._spread_news)
         if settings.webhooks.enabled:
             loops.start("webhooks", self.courier.turn)
-            self._undo.append(lambda: self.courier.stop(settings.server.shutdown_grace))
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())

@@ -49,11 +49,10 @@ def load_of(changes: Sequence[Change], hooks: Sequence[Subscription], source: st
     for done, change in enumerate(changes):
         if done and (size >= MAX_AT_ONCE or weight >= MAX_BYTES_AT_ONCE):
             return load._replace(changes=done)
-        events = events_of(change, source)
-        for record in records_of(change, events):
+        for record in records_of(change, source):
             load.records.append(record)
             size += 1
-        for event in events:
+        for event in events_of(change, source) if hooks else ():
             to = tuple(hook.id for hook in hooks if hook.wants(event))
             if to:
                 load.dispatches.append(Dispatch(event, to))

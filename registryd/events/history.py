@@ -1,20 +1,21 @@
 """Who changed what, and why: one entry a change, written when the change is carried on.
 
-Entries are made of the events that tell of a change, and of its stream entry, which says who asked for it.
+Entries are made of what a change's stream entry says, also of who asked for it.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from registryd.events.cloudevent import Event
+from registryd.events.cloudevent import HEALTH_CHANGED, events_of
 from registryd.events.webhook_store import Record, WebhookStore
 from registryd.events.webhook_types import matches
 from registryd.feed.revision import Revision, parse_revision
 from registryd.feed.stream import Change
-from registryd.kit.clock import rfc3339
+from registryd.kit.clock import from_ms, rfc3339
+from registryd.registry.document import Admin, Row, effective_health
 from registryd.registry.types import split_identity
 
 ITSELF: Final = "registry"
@@ -45,32 +46,41 @@ class Wanted:
         return bool(entry["time"] < self.since)
 
 
-def records_of(change: Change, events: Sequence[Event]) -> Iterator[Record]:
-    """The entries of one change: one for each event, or for each instance of an event about many."""
-    by = change.fields.get(b"by", b"").decode() or ITSELF
-    for event in events:
-        body = json.loads(event.body)
-        data = body["data"]
-        instance = data.get("instance") or {}
-        entry = {
-            "id": event.id,
-            "revision": str(change.at),
-            "type": event.type,
-            "time": body["time"],
-            "service": event.service or None,
-            "instanceId": instance.get("instanceId"),
-            "reason": data.get("reason") or instance.get("reason") or None,
-            "old": data.get("old"),
-            "new": data.get("new"),
-            "by": by,
-        }
-        if event.type.startswith("capability:"):
-            entry["new"] = data.get("capability")
-        many = [split_identity(identity) for identity in data.get("instances") or ()]
-        if not many:
-            yield _record(event.service, entry)
-        for service, instance_id in many:
-            yield _record(service, entry | {"service": service, "instanceId": instance_id})
+def records_of(change: Change, source: str) -> Iterator[Record]:
+    """The entries of one change: its own, or one for each of the many instances it is about, and one for
+    each capability that came or went with it."""
+    fields = change.fields
+    kind = fields[b"type"].decode()
+    identity = fields[b"id"].decode()
+    at = str(change.at)
+    service, instance_id = split_identity(identity) if identity else ("", None)
+    entry: dict[str, Any] = {
+        "id": at,
+        "revision": at,
+        "type": kind,
+        "time": rfc3339(from_ms(int(fields[b"ts"]))),
+        "service": service or None,
+        "instanceId": instance_id,
+        "reason": fields[b"reason"].decode() or None,
+        "old": None,
+        "new": None,
+        "by": fields.get(b"by", b"").decode() or ITSELF,
+    }
+    if kind == HEALTH_CHANGED and fields[b"row"]:
+        entry["old"] = fields[b"old"].decode()
+        row, admin = Row.decode(fields[b"row"]), Admin.decode(fields[b"admin"])
+        entry["new"] = effective_health(row, admin).value
+    many = json.loads(fields[b"ids"]) if fields[b"ids"] else []
+    for one in many:
+        owner, member = split_identity(one)
+        yield _record(owner, entry | {"service": owner, "instanceId": member})
+    if not many:
+        yield _record(service, entry)
+    if fields.get(b"caps"):
+        for event in events_of(change, source)[1:]:
+            capability = json.loads(event.body)["data"]["capability"]
+            entry |= {"id": event.id, "type": event.type, "old": None, "new": capability}
+            yield _record(service, entry)
 
 
 def deed(kind: str, subject: str, *, by: str, now: datetime, reason: str | None = None) -> bytes:

@@ -14,11 +14,13 @@ local most, most_bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
 if ARGV[10] ~= '' then
   for _, id in ipairs(call('HKEYS', HOOKS)) do call('HSET', keys_of(id).figures, 'missed', ARGV[10]) end
 end
-local at = 12
+local at, services = 12, {}
 for _ = 1, tonumber(ARGV[11]) do
   record(ARGV[at], ARGV[at + 1])
+  if ARGV[at] ~= '' then services[ARGV[at]] = true end
   at = at + 2
 end
+for service in pairs(services) do call('PEXPIRE', HISTORY .. service, SERVICE_KEPT_MS) end
 
 local queued, overflow, touched = 0, 0, {}
 local seq = tonumber(call('HGET', STATE, 'seq') or 0)

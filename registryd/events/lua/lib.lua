@@ -77,6 +77,5 @@ local function record(service, entry)
   call('XADD', AUDIT, 'MAXLEN', '~', AUDIT_KEPT, '*', 'e', entry)
   if service ~= '' then
     call('XADD', HISTORY .. service, 'MAXLEN', '~', SERVICE_KEPT, '*', 'e', entry)
-    call('PEXPIRE', HISTORY .. service, SERVICE_KEPT_MS)
   end
 end
