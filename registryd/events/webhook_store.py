@@ -21,12 +21,17 @@ from registryd.storage.keys import Keys
 from registryd.storage.pipelined import Argument
 from registryd.storage.scripts import ScriptRunner
 
-MAX_WAITING: Final = 10_000
-MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
-"""For one subscription; what goes beyond is given up, the oldest first."""
 ATTEMPTS_KEPT: Final = 100
 REPLAY_AT_ONCE: Final = 200
 CHUNK: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait for one subscription; what goes beyond is given up, the oldest first."""
+
+    deliveries: int = 10_000
+    bytes: int = 64 * 1024 * 1024
 
 
 class Turn(NamedTuple):
@@ -100,8 +105,15 @@ class WebhookStore:
     """`now_ms` replaces the store's clock; tests only."""
 
     def __init__(
-        self, runner: ScriptRunner, connection: Connection, keys: Keys, *, now_ms: int = 0
+        self,
+        runner: ScriptRunner,
+        connection: Connection,
+        keys: Keys,
+        *,
+        limits: QueueLimits = QueueLimits(),
+        now_ms: int = 0,
     ) -> None:
+        self._limits = limits
         self._runner = runner
         self._connection = connection
         self._keys = keys
@@ -147,8 +159,8 @@ class WebhookStore:
             "" if turn.cursor is None else str(turn.cursor),
             str(to),
             turn.version,
-            MAX_WAITING,
-            MAX_WAITING_BYTES,
+            self._limits.deliveries,
+            self._limits.bytes,
             missed,
             len(records),
         ]
@@ -309,7 +321,7 @@ class WebhookStore:
         for chunk in chunks:
             while True:
                 reply = await self._run(
-                    "webhook_replay", identity, REPLAY_AT_ONCE, MAX_WAITING, *chunk
+                    "webhook_replay", identity, REPLAY_AT_ONCE, self._limits.deliveries, *chunk
                 )
                 if reply[0] == b"unknown":
                     return total, 0
