@@ -116,7 +116,7 @@ class Daemon:
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
         loops.start("fan-out", self.fanout.turn)
-        loops.start("news", self._spread_news)
+        loops.start("news", self.fanout.listen)
         if settings.webhooks.enabled:
             loops.start("webhooks", self.courier.turn)
 
@@ -166,10 +166,6 @@ class Daemon:
                 f"the registry could not be loaded from {self.store_address} within "
                 f"{FIRST_LOAD.total_seconds():.0f} s; the log says why"
             ) from None
-
-    async def _spread_news(self) -> None:
-        await self.follower.advanced()
-        self.fanout.hear()
 
     def wire(self, connection: Connection, scripts: dict[str, Script]) -> None:
         """Makes the parts and tells each of those it needs. Touches neither store nor network."""
@@ -255,7 +251,14 @@ class Daemon:
         def source() -> str:
             return source_of(self.store.deployment or "")
 
-        self.fanout = Fanout(store, metrics, clock, source=source, queued=self.courier.hear)
+        self.fanout = Fanout(
+            store,
+            metrics,
+            clock,
+            source=source,
+            news=self.follower.advanced,
+            queued=self.courier.hear,
+        )
         self.webhooks = WebhookRoutes(store, self.courier, clock, source=source)
         self.history = HistoryRoutes(
             store, self.view, reads, paused=_never, last_error=_as_the_view_says

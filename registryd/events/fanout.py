@@ -7,7 +7,7 @@ done nothing; one that lost its turn meanwhile is refused.
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final, NamedTuple
 
@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 TURN: Final = timedelta(seconds=3)
 """How long the changes wait when the node that carried them dies."""
 IDLE: Final = timedelta(seconds=1)
+QUIET: Final = timedelta(seconds=10)
 READ: Final = 200
 MAX_AT_ONCE: Final = 500
 """Deliveries and history entries of one script call, unless one change alone makes more."""
@@ -81,19 +82,27 @@ class Fanout:
         clock: Clock,
         *,
         source: Callable[[], str],
+        news: Callable[[], Awaitable[None]],
         queued: Callable[[], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._clock = clock
         self._source = source
+        self._advanced = news
         self._queued = queued
         self._hooks: list[Subscription] = []
         self._version = ""
         self._news = asyncio.Event()
 
-    def hear(self) -> None:
-        """There may be something to carry."""
+    async def listen(self) -> None:
+        """Passes news on, or ends when there were none for a while. For a supervised loop of its own:
+        what comes while `turn` is busy must not wait for the next."""
+        try:
+            async with asyncio.timeout(QUIET.total_seconds()):
+                await self._advanced()
+        except TimeoutError:
+            return
         self._news.set()
 
     async def turn(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from registryd.errors import Malformed
+from registryd.errors import Malformed, StorageUnavailable
 from registryd.events.explain import (
     Explanation,
     Explanations,
@@ -113,7 +113,10 @@ class HistoryRoutes:
         if not service:
             raise Malformed("service: name one, such as /explain?service=chat&instance=chat-1")
         await self._reads.fresh(request)
-        paused = await self._paused()
+        try:
+            paused = await self._paused()
+        except StorageUnavailable:
+            paused = False  # nothing is known; what the view holds can be told all the same
         answer: Explanation | Explanations
         members = self._view.of_service(service)
         if instance_id:
@@ -131,18 +134,25 @@ class HistoryRoutes:
         return Reply(
             200,
             answer.model_dump_json(by_alias=True).encode(),
-            headers=[_NO_STORE, ("X-Registry-Revision", str(self._view.revision))],
+            # No ETag: leases run on without a change.
+            headers=[_NO_STORE, *(h for h in self._reads.headers() if h[0] != "ETag")],
         )
 
     async def _facts(self, service: str, instance_id: str, paused: bool) -> Facts:
         held = self._view.get(identity(service, instance_id))
         if held is None:
             return await self._gone(service, instance_id)
+        error, left = None, None
+        try:
+            error = await self._last_error(held)
+            left = await self._store.lease_left(held.id)
+        except StorageUnavailable:
+            pass  # the view knows the rest, and reads go on without the store
         return Facts(
             service=service,
             instance_id=instance_id,
-            present=_present(held, await self._last_error(held)),
-            lease_left=await self._store.lease_left(held.id),
+            present=_present(held, error),
+            lease_left=left,
             checks_paused=paused,
         )
 

@@ -1,5 +1,7 @@
 """Why an instance is offered or not: the words for every state, and the facts behind them."""
 
+import os
+import signal
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +12,7 @@ from daemons import Api, eventually, running
 
 from registryd.events.explain import Facts, Past, Present, explain, near_misses, whole
 from registryd.registry.types import HealthStatus
+from registryd.storage.embedded import EmbeddedStore
 
 SINCE = "2026-01-01T12:00:00.000Z"
 FINE = Present(
@@ -203,3 +206,32 @@ async def test_a_whole_service_has_each_of_its_instances_explained(hooked: Api) 
 
 async def test_a_question_without_a_service_is_malformed(hooked: Api) -> None:
     assert (await hooked.get("/explain")).problem["code"] == "malformed"
+
+
+@pytest.mark.timeout(30)
+async def test_the_registered_are_explained_without_the_store(tmp_path: Path) -> None:
+    server = EmbeddedStore(tmp_path / "store", runtime_dir=tmp_path)
+    url = await server.start()
+    quick = {"commandTimeout": "300ms", "connectTimeout": "300ms"}
+    try:
+        async with running(url, "ossa", tmp_path, redis=quick) as api:
+            await api.register("chat", "a", health={"status": "unhealthy"})
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await eventually(lambda: not api.daemon.follower.connected, within=6)
+                assert await codes(api, "service=chat&instance=a") == ["unhealthy"]
+                gone = await api.get("/explain?service=chat&instance=b")
+                assert (gone.status, gone.problem["code"]) == (503, "storage_unavailable")
+                assert (await api.get("/history")).status == 503
+                assert (await api.get("/api/v1/webhooks")).status == 503
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            # And all goes on as if nothing had been.
+            await eventually(lambda: _recorded(api), within=10)
+    finally:
+        await server.stop()
+
+
+async def _recorded(api: Api) -> bool:
+    answer = await api.get("/history?service=chat")
+    return answer.status == 200 and len(answer.json["history"]) == 1

@@ -30,9 +30,9 @@ async def settled(daemon: Registryd, hook: Any) -> Any:
     """The status of the webhook, once nothing waits for it."""
 
     async def look() -> Any:
-        _, _, shown = await daemon.get(f"{HOOKS}/{hook['id']}")
-        _, _, history = await daemon.get("/history?limit=1")
         _, headers, _ = await daemon.get("/services?limit=1&consistency=strong")
+        _, _, history = await daemon.get("/history?limit=1")
+        _, _, shown = await daemon.get(f"{HOOKS}/{hook['id']}")
         carried = history["upTo"] == headers["X-Registry-Revision"]
         return shown["status"] if carried and shown["status"]["queued"] == 0 else None
 

@@ -53,8 +53,9 @@ async def test_only_wanted_types_and_services_arrive(hooked: Api, receiver: Rece
 
 
 async def _all_delivered(api: Api) -> bool:
-    hooks = (await api.get(HOOKS)).json["webhooks"]
+    # In this order: what was carried on is queued.
     upto = (await api.get("/history?limit=1")).json["upTo"]
+    hooks = (await api.get(HOOKS)).json["webhooks"]
     return upto == str(api.seen) and all(one["status"]["queued"] == 0 for one in hooks)
 
 
@@ -78,6 +79,17 @@ async def test_a_receiver_that_fails_three_times_then_accepts_gets_it_once_more_
     ]
     status = await status_of(hooked, hook)
     assert (status["delivered"], status["failedAttempts"], status["deadLetters"]) == (1, 3, 0)
+
+
+async def test_the_metrics_count_what_came_of_it(hooked: Api, receiver: Receiver) -> None:
+    receiver.answers = [500]
+    await subscribed(hooked, receiver, "service:registered")
+    await hooked.register("chat", "a")
+    await eventually(lambda: _all_delivered(hooked))
+    text = (await hooked.get("/metrics")).body.decode()
+    assert 'registryd_webhook_deliveries_total{result="delivered"} 1.0' in text
+    assert 'registryd_webhook_deliveries_total{result="retry"} 1.0' in text
+    assert "registryd_webhook_queue 0.0" in text
 
 
 async def test_what_is_never_taken_becomes_a_dead_letter_that_can_be_sent_again(
