@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import cache
+from importlib.resources import files
 from typing import Any, Final
 
 import structlog
@@ -14,26 +15,33 @@ from registryd.config import Settings
 from registryd.errors import StartupRefused
 from registryd.events import asyncapi
 from registryd.events.cloudevent import source_of
+from registryd.events.fanout import Fanout
+from registryd.events.history_routes import HistoryRoutes
 from registryd.events.propagation import Propagation
 from registryd.events.recent import Recent
 from registryd.events.routes import BYE, EventRoutes
 from registryd.events.stream import EventStreams
 from registryd.events.watch import Watches
+from registryd.events.webhook_routes import WebhookRoutes
+from registryd.events.webhook_store import WebhookStore
+from registryd.events.webhooks import Courier, Policy
 from registryd.feed.broadcast import Broadcast, Ring
 from registryd.feed.follower import Follower
 from registryd.feed.stream import ChangeStream
 from registryd.health.routes import HealthRoutes
+from registryd.health.shown import last_error
 from registryd.health.store import InstanceChecks
 from registryd.kit.clock import Clock, SystemClock
 from registryd.kit.outbound import EgressPolicy, Outbound
 from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics
+from registryd.notify.table import notifiers
 from registryd.probing.checker import Checker, Limits
 from registryd.probing.table import probes
 from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
-from registryd.registry.preflight import check_rights, check_server, scripts_for
+from registryd.registry.preflight import check_rights, check_server, flagged, scripts_for
 from registryd.registry.reads import Reads
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar
@@ -42,16 +50,17 @@ from registryd.registry.routes import ServiceRoutes
 from registryd.registry.store import Guard, RegistryStore, StoreLimits
 from registryd.registry.sync import ViewSync
 from registryd.registry.types import HealthCheck
-from registryd.registry.view import View
+from registryd.registry.view import Instance, View
 from registryd.storage.connection import Connection
 from registryd.storage.embedded import EmbeddedStore
 from registryd.storage.keys import Keys
-from registryd.storage.scripts import Script, ScriptRunner
+from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
 from registryd.web.access import OpenAccess
 from registryd.web.codec import BodyLimits
 from registryd.web.pipeline import Pipeline
 from registryd.web.router import Router
+from registryd.web.routing import Route
 from registryd.web.server import HttpServer
 
 log = structlog.get_logger(__name__)
@@ -120,10 +129,13 @@ class Daemon:
         info = await check_server(connection, patience=STORE_PATIENCE)
         scripts = scripts_for(info)
         await check_rights(connection, scripts, settings.redis.key_prefix, self.metrics)
-        self.wire(connection, scripts)
+        self.wire(connection, scripts | event_scripts_for(info))
+        self._undo.append(self.outbound.close)
         deployment = await self.store.set_up(settings.redis.deployment)
 
         loops = self.supervisor
+        # After the loops have stopped, so that nothing new is begun.
+        self._undo.append(lambda: self.courier.stop(settings.server.shutdown_grace))
         self._undo.append(loops.stop)
         loops.start("follower", self.follower.turn)
         await self._first_load()
@@ -131,12 +143,16 @@ class Daemon:
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
-        self._undo += [self.outbound.close, self.checker.stop]
+        self._undo.append(self.checker.stop)
         if settings.health.enabled:
             loops.start("check hints", self._hint_checker)
             loops.start("checks", self.checker.turn, pause=CHECK_PAUSE.total_seconds())
         loops.start("broadcast", self.broadcast.turn)
         loops.start("ping", self.broadcast.ping, pause=PING_EVERY.total_seconds())
+        loops.start("fan-out", self.fanout.turn)
+        loops.start("news", self.fanout.listen)
+        if settings.webhooks.enabled:
+            loops.start("webhooks", self.courier.turn)
 
         server = settings.server
         http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
@@ -244,18 +260,6 @@ class Daemon:
         services = ServiceRoutes(
             view, reads, registrar, self.reaper, self._clock, random.SystemRandom()
         )
-        # Who listens for this machine alone may look at it; for a daemon that others reach, loopback
-        # would be a way in.
-        policy = EgressPolicy(loopback=all(one.is_loopback for one in settings.server.listen))
-        self.outbound = Outbound(policy)
-        self.checker = Checker(
-            InstanceChecks(self.store, self._clock),
-            probes(self.outbound) if self._probes is None else self._probes,
-            metrics,
-            Limits(settings.health.concurrency, settings.health.concurrency_per_host),
-            dice=random.SystemRandom(),
-        )
-        health = HealthRoutes(view, reads, registrar, self.store, self.checker)
         node = Node(
             view,
             self.follower,
@@ -265,35 +269,101 @@ class Daemon:
             closing=self._closing,
             max_stale=lambda: self.settings.view.max_stale,
         )
-        self.broadcast = Broadcast(
-            metrics, most=settings.events.max_streams, limit=settings.events.buffer_bytes
-        )
-        recent = Recent(view, Ring())
-        watches = Watches(view, recent, self.broadcast)
-        streams = EventStreams(
-            view,
-            recent,
-            stream,
-            self.broadcast,
-            self._clock,
-            lambda: source_of(self.store.deployment or ""),
-        )
-        propagation = Propagation(self._clock, metrics, self.broadcast)
-        sync.listeners = [recent, watches, streams, propagation]
-        self.broadcast.written_out = propagation.told
-        self.follower.trouble = streams.trouble
-        events = EventRoutes(view, reads, self.follower, self.broadcast, watches, streams)
-        table = [*services.table(), *health.table(), *events.table(), *node.table()]
+        # Who listens for this machine alone may look at it; for a daemon that others reach, loopback
+        # would be a way in.
+        policy = EgressPolicy(loopback=all(one.is_loopback for one in settings.server.listen))
+        self.outbound = Outbound(policy)
+        table = [
+            *services.table(),
+            *self._wire_health(reads, registrar),
+            *self._wire_streams(reads, stream, sync, keys),
+            *self._wire_webhooks(reads, connection, scripts, keys),
+            *node.table(),
+        ]
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
-        events.describe = cache(lambda: codec.dumps(asyncapi_document(keys.prefix)))
         self.pipeline = Pipeline(
             Router(table),
             metrics,
             OpenAccess(),
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
+
+    def _wire_health(self, reads: Reads, registrar: Registrar) -> list[Route]:
+        settings = self.settings.health
+        self.checker = Checker(
+            InstanceChecks(self.store, self._clock),
+            probes(self.outbound) if self._probes is None else self._probes,
+            self.metrics,
+            Limits(settings.concurrency, settings.concurrency_per_host),
+            dice=random.SystemRandom(),
+        )
+        return HealthRoutes(self.view, reads, registrar, self.store, self.checker).table()
+
+    def _wire_streams(
+        self, reads: Reads, stream: ChangeStream, sync: ViewSync, keys: Keys
+    ) -> list[Route]:
+        settings, metrics, view = self.settings.events, self.metrics, self.view
+        self.broadcast = Broadcast(metrics, most=settings.max_streams, limit=settings.buffer_bytes)
+        recent = Recent(view, Ring())
+        watches = Watches(view, recent, self.broadcast)
+        streams = EventStreams(view, recent, stream, self.broadcast, self._clock, self._source)
+        propagation = Propagation(self._clock, metrics, self.broadcast)
+        sync.listeners = [recent, watches, streams, propagation]
+        self.broadcast.written_out = propagation.told
+        self.follower.trouble = streams.trouble
+        routes = EventRoutes(view, reads, self.follower, self.broadcast, watches, streams)
+        routes.describe = cache(lambda: codec.dumps(asyncapi_document(keys.prefix)))
+        return routes.table()
+
+    def _wire_webhooks(
+        self, reads: Reads, connection: Connection, scripts: dict[str, Script], keys: Keys
+    ) -> list[Route]:
+        metrics, clock = self.metrics, self._clock
+        store = WebhookStore(
+            ScriptRunner(connection, scripts, keys.events, metrics), connection, keys
+        )
+        self.courier = Courier(
+            store,
+            notifiers(self.outbound, clock)["webhook"],
+            metrics,
+            clock,
+            random.SystemRandom(),
+            policy=lambda: policy_of(self.settings),
+        )
+        self.fanout = Fanout(
+            store,
+            metrics,
+            clock,
+            source=self._source,
+            news=self.follower.advanced,
+            queued=self.courier.hear,
+        )
+        history = HistoryRoutes(
+            store, self.view, reads, paused=self._paused, last_error=self._last_error
+        )
+        webhooks = WebhookRoutes(store, self.courier, clock, source=self._source)
+        return [*history.table(), *webhooks.table()]
+
+    def _source(self) -> str:
+        return source_of(self.store.deployment or "")
+
+    async def _paused(self) -> bool:
+        return not await self.store.monitoring()
+
+    async def _last_error(self, instance: Instance) -> str | None:
+        [vitals] = await self.store.vitals([instance.id])
+        return last_error(vitals)
+
+
+def event_scripts_for(info: Mapping[str, object]) -> dict[str, Script]:
+    return load(files("registryd.events") / "lua", flags=flagged(info))
+
+
+def policy_of(settings: Settings) -> Policy:
+    hooks = settings.webhooks
+    return Policy(hooks.timeout, hooks.attempts, hooks.retry_base, hooks.retry_cap)
 
 
 def guard_of(settings: Settings) -> Guard | None:

@@ -53,6 +53,10 @@ RELOADABLE: Final = (
     "registry.defaultTtlSeconds",
     "registry.guard",
     "view.maxStale",
+    "webhooks.timeout",
+    "webhooks.attempts",
+    "webhooks.retryBase",
+    "webhooks.retryCap",
 )
 """The settings that a reload applies; a section stands for all it holds."""
 
@@ -350,6 +354,14 @@ class Auth(_Section):
         return self
 
 
+class Webhooks(_Section):
+    enabled: bool = True
+    timeout: _Duration = timedelta(seconds=10)
+    attempts: int = Field(8, ge=1, le=50)
+    retry_base: _Duration = timedelta(seconds=5)
+    retry_cap: _Duration = timedelta(hours=1)
+
+
 class Logging(_Section):
     level: Annotated[Level, BeforeValidator(_lower)] = "info"
     format: Annotated[Format, BeforeValidator(_lower)] = "auto"
@@ -365,6 +377,7 @@ class Settings(_Section):
     view: View = View()
     events: Events = Events()
     auth: Auth = Auth()
+    webhooks: Webhooks = Webhooks()
     logging: Logging = Logging()
 
     @model_validator(mode="after")

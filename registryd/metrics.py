@@ -107,6 +107,26 @@ class Metrics:
         )
         self.not_modified = counter("not_modified", "Reads answered 304.")
 
+        self.webhook_deliveries = counter(
+            "webhook_deliveries",
+            "Attempts to deliver to webhooks, by what came of them; overflow: given up unsent.",
+            "result",
+        )
+        self.webhook_seconds = Histogram(
+            "registryd_webhook_seconds",
+            "Time of one attempt to deliver to a webhook, in seconds.",
+            registry=self.registry,
+            buckets=_FAST,
+        )
+        self.webhook_queue = gauge("webhook_queue", "Deliveries that wait, of all webhooks.")
+        self.webhook_dead_letters = gauge("webhook_dead_letters", "Deliveries that were given up.")
+        self.webhook_oldest_seconds = gauge(
+            "webhook_oldest_waiting_seconds", "Age of the delivery that has waited longest."
+        )
+        self.webhook_gaps = counter(
+            "webhook_gaps", "Times that changes left the stream before they were carried on."
+        )
+
     def on_scrape(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Adds figures that are read when somebody asks, rather than kept up to date."""
         self.registry.register(_OnScrape(collect))

@@ -29,7 +29,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_every_script_says_what_it_takes_and_returns() -> None:
-    for path in (ROOT / "registryd" / "registry" / "lua").glob("*.lua"):
+    for path in (ROOT / "registryd").glob("*/lua/*.lua"):
         header = path.read_text().split("\n\n")[0].splitlines()
         comment = "\n".join(line for line in header if line.startswith("--"))
         assert "ARGV" in comment, path.name

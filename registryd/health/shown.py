@@ -51,3 +51,9 @@ def _damping(health: dict[str, Any], memory: Memory) -> dict[str, Any]:
         return {"details": details}
     health.pop("details", None)
     return {}
+
+
+def last_error(vitals: Vitals) -> str | None:
+    """What the last probe said was wrong, if it did."""
+    error = json.loads(vitals.finding).get("error") if vitals.finding else None
+    return error if isinstance(error, str) else None

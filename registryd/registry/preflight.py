@@ -82,9 +82,13 @@ async def _answer(connection: Connection, patience: timedelta) -> Mapping[str, o
             return info
 
 
+def flagged(info: Mapping[str, object]) -> bool:
+    """Whether this server reads a script's flags."""
+    return int(str(info.get("redis_version", "0")).split(".", 1)[0]) >= FLAGS_SINCE
+
+
 def scripts_for(info: Mapping[str, object]) -> dict[str, Script]:
-    major = int(str(info.get("redis_version", "0")).split(".", 1)[0])
-    return load(files("registryd.registry") / "lua", flags=major >= FLAGS_SINCE)
+    return load(files("registryd.registry") / "lua", flags=flagged(info))
 
 
 async def check_rights(

@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
+from registryd.kit.actor import actor
 from registryd.registry.document import Admin, Row, claims_of, terms_of
 from registryd.registry.types import HealthCheck, InstanceFields
 from registryd.storage.keys import Keys
@@ -23,6 +24,9 @@ from registryd.storage.scripts import ScriptRunner
 SCHEMA: Final = "1"
 SWEEP_LIMIT: Final = 100
 """Expiries in one script call: 100 take the store about 7 ms, 1 000 would hold others up for 60."""
+
+SIGNED: Final = frozenset({"register", "amend", "deregister", "sweep", "report_status"})
+"""Scripts whose changes carry who asked for them. The others run for many callers at once, or for none."""
 
 
 DEFAULT_CHECK: Final = HealthCheck()
@@ -292,6 +296,9 @@ class RegistryStore:
     async def _run(
         self, script: str, *arguments: Argument, nonce: str | None = None
     ) -> list[bytes]:
+        nonce = nonce or self.nonce()
+        if script in SIGNED and (by := actor()):
+            nonce = f"{nonce}|{by}"
         reply: list[bytes] = await self._runner.run(
             script,
             (
@@ -300,7 +307,7 @@ class RegistryStore:
                 self.now_ms,
                 int(self._limits.clock_cap.total_seconds() * 1000),
                 self._limits.stream_length,
-                nonce or self.nonce(),
+                nonce,
                 *arguments,
             ),
         )

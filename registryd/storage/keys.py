@@ -23,6 +23,10 @@ CORE = (
 )
 """The fixed keys of a partition, in the order in which every script receives them as KEYS."""
 
+EVENTS = ("webhooks", "webhooks:state", "webhooks:ready", "webhooks:disabled", "audit")
+"""The fixed keys of webhooks and history, in the order in which their scripts receive them, behind the
+stream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -60,6 +64,23 @@ class Keys:
     def index(self, term: str) -> str:
         """The index set of a term such as `capability:chat`."""
         return f"{self.prefix}:index:{self.tag}{term}"
+
+    @property
+    def events(self) -> list[str]:
+        """What the scripts of webhooks and history receive as KEYS."""
+        suffix = "" if self.partition is None else f":{{{self.partition}}}"
+        return [self.stream, *(f"{self.prefix}:{name}{suffix}" for name in EVENTS)]
+
+    @property
+    def audit(self) -> str:
+        return self.events[1 + EVENTS.index("audit")]
+
+    def webhook(self, identity: str, part: str) -> str:
+        """One of the keys of a subscription; lua/lib.lua of events names the parts."""
+        return f"{self.prefix}:webhooks:{self.tag}{identity}:{part}"
+
+    def history(self, service: str) -> str:
+        return f"{self.prefix}:history:{self.tag}{service}"
 
     def channel(self, event_type: str) -> str:
         """The pub/sub channel of an event type; it carries no tag, subscribers use a pattern."""

@@ -29,6 +29,11 @@ ALLOW_OOM: Final = frozenset(
         "audit",
         "snapshot",
         "setup",
+        "fan_turn",
+        "webhook_claim",
+        "webhook_report",
+        "webhook_drop",
+        "webhook_status",
     }
 )
 """Scripts that run on a store that is out of memory: they read, keep or free, they

@@ -20,6 +20,7 @@ from multidict import istr
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
 from registryd import errors
+from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
 from registryd.web.access import Access
@@ -109,6 +110,7 @@ class Pipeline:
                     limits = replace(limits, size=route.body_bytes)
                 request = Request(raw, params, request_id, limits)
                 request.actor = self._authorize(request, route.permission)
+                act_as(request.signature)
                 answer = await route.handler(request)
                 connection = self._connection(raw, answer)
                 head = self._head(raw, answer, request_id, connection)

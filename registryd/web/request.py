@@ -27,6 +27,10 @@ class Request:
         self._limits = limits
         self._query: MultiDictProxy[str] | None = None
 
+    def signature(self) -> str:
+        """Who asks, for the record: the actor and the address the request came from."""
+        return f"{self.actor}@{self.raw.remote or 'unknown'}"
+
     @property
     def method(self) -> str:
         return self.raw.method

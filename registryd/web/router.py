@@ -13,7 +13,7 @@ from registryd import errors
 from registryd.web import codec
 from registryd.web.reply import Reply
 from registryd.web.request import Request
-from registryd.web.routing import REGISTRY_PREFIX, Mount, Permission, Route
+from registryd.web.routing import API_PREFIX, REGISTRY_PREFIX, Mount, Permission, Route
 
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NO_PARAMS: Final[tuple["_Param", ...]] = ()
@@ -23,7 +23,13 @@ FullMatch = Callable[[str], re.Match[str] | None]
 
 def template(route: Route) -> str:
     """The path that names a route in metrics and OpenAPI: short, unless only the long form exists."""
-    return REGISTRY_PREFIX + route.path if route.mount is Mount.PREFIX_ONLY else route.path
+    match route.mount:
+        case Mount.PREFIX_ONLY:
+            return REGISTRY_PREFIX + route.path
+        case Mount.API:
+            return API_PREFIX + route.path
+        case Mount.REGISTRY | Mount.ROOT:
+            return route.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,8 @@ def _mounted(route: Route) -> tuple[str, ...]:
             return long, route.path
         case Mount.PREFIX_ONLY:
             return (long,)
+        case Mount.API:
+            return (API_PREFIX + route.path,)
         case Mount.ROOT:
             return (route.path,)
 

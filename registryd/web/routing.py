@@ -12,7 +12,8 @@ from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
 from registryd.web.shortcut import Shortcut
 
-REGISTRY_PREFIX: Final = "/api/v1/registry"
+API_PREFIX: Final = "/api/v1"
+REGISTRY_PREFIX: Final = f"{API_PREFIX}/registry"
 
 Handler = Callable[[Request], Awaitable[Reply | Stream]]
 
@@ -35,6 +36,8 @@ class Mount(enum.Enum):
     """At the root alone."""
     PREFIX_ONLY = "prefix-only"
     """Under `/api/v1/registry` alone; the short path means something else."""
+    API = "api"
+    """Under `/api/v1`, beside the registry."""
 
 
 @dataclass(frozen=True, slots=True)

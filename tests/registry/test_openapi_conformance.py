@@ -49,7 +49,7 @@ def base_url(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     data = tmp_path_factory.mktemp("conformance")
 
     async def serve() -> None:
-        async with running(store_url, "conformance", data) as api:
+        async with running(store_url, "conformance", data, webhooks={"enabled": False}) as api:
             found.append(api.base)
             loops.append(asyncio.get_running_loop())
             ready.set()

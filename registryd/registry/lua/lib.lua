@@ -2,7 +2,8 @@
 --
 -- KEYS   the core keys of one partition, in the order of storage/keys.py
 -- ARGV   1 key prefix   2 tag ("" or "{p}:")   3 now in ms, "0" = the store's clock
---        4 lease clock cap in ms   5 stream length to keep   6 nonce of this operation   7… the script's own
+--        4 lease clock cap in ms   5 stream length to keep
+--        6 nonce of this operation, and behind a "|" who asked for it   7… the script's own
 --
 -- Order of writes in every script: emit (may be refused, then nothing has changed), core keys, then
 -- derived data (index sets, expiring key, messages) under pcall: Redis does not roll back.
@@ -13,7 +14,11 @@ local SERVICES = ARGV[1] .. ':services:' .. ARGV[2]
 local INDEX = ARGV[1] .. ':index:' .. ARGV[2]
 local OPS = ARGV[1] .. ':ops:' .. ARGV[2]
 local CHANNEL = ARGV[1] .. ':events:'
-local CAP, NONCE = tonumber(ARGV[4]), ARGV[6]
+local CAP, NONCE, BY = tonumber(ARGV[4]), ARGV[6], ''
+do
+  local bar = string.find(NONCE, '|', 1, true)
+  if bar then NONCE, BY = string.sub(NONCE, 1, bar - 1), string.sub(NONCE, bar + 1) end
+end
 local OP_MEMORY_MS = 120000
 local call, pcall_ = redis.call, redis.pcall
 
@@ -235,7 +240,7 @@ local function emit(change)
     'type', change.kind, 'id', id, 'row', encoded, 'doc', change.doc or '', 'admin', change.admin or '',
     'suspect', change.suspect and '1' or '', 'reason', change.reason or '', 'old', change.old or '',
     'ids', change.ids or '', 'caps', #capabilities > 0 and cjson.encode(capabilities) or '',
-    'ts', int(now), 'w', NONCE)
+    'ts', int(now), 'by', BY, 'w', NONCE)
   call('HSET', META, 'rev', int(rev))
   if change.ids then
     local data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
