@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format format-check lint types arch test-system drill coverage \
+.PHONY: help setup run test check bench-scale format format-check lint types arch test-system drill coverage \
         openapi bench build lock clean
 
 help: ## Show this list

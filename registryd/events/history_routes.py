@@ -132,7 +132,8 @@ class HistoryRoutes:
                 ],
             )
         else:
-            answer = explain(await self._gone(service, ""))
+            nobody = explain(await self._gone(service, ""))
+            answer = Explanations(**nobody.model_dump(), instances=[])
         return Reply(
             200,
             answer.model_dump_json(by_alias=True).encode(),

@@ -32,6 +32,7 @@ async def other(api: Api, store_url: str, prefix: str, tmp_path: Path) -> AsyncI
         yield other
 
 
+@pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     async with receiving() as receiver:
         yield receiver

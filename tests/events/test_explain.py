@@ -11,6 +11,7 @@ import pytest
 from daemons import Api, eventually, running
 
 from registryd.events.explain import Facts, Past, Present, explain, near_misses, whole
+from registryd.registry.store import Report
 from registryd.registry.types import HealthStatus
 from registryd.storage.embedded import EmbeddedStore
 
@@ -159,9 +160,9 @@ async def test_what_is_explained_is_what_url_does(hooked: Api) -> None:
 async def test_the_last_probes_error_is_quoted(hooked: Api) -> None:
     check = {"type": "http", "intervalMs": 100, "timeoutMs": 50, "failureThreshold": 1}
     await hooked.register("chat", "a", healthCheck=check)
-    (claim,) = await hooked.daemon.store.claim_checks(1)
-    extra = b',"error":"HTTP 503"'
-    assert await hooked.daemon.store.report_check(claim, "unhealthy", extra) == "changed"
+    (claim,) = (await hooked.daemon.store.claim_checks(1)).claims
+    report = Report(passed=False, status="unhealthy", finding=b'{"error":"HTTP 503"}')
+    assert (await hooked.daemon.store.report_check(claim, report)).outcome == "changed"
     await eventually(lambda: hooked.daemon.view.get("chat:a").health == "unhealthy")
     explained = await told(hooked, "service=chat&instance=a")
     assert explained["summary"].endswith("the last probe said: HTTP 503")
