@@ -133,6 +133,19 @@ def registrations(first: int, count: int) -> Iterable[bytes]:
         yield request("POST", "/services", encode(document(number))).encode()
 
 
+def checked_registrations(count: int, port: int, every: int) -> Iterable[bytes]:
+    """Instances that are all probed at one server, every so many seconds."""
+    for number in range(count):
+        body = document(number) | {
+            "healthCheck": {
+                "url": f"http://127.0.0.1:{port}/gzip",
+                "intervalMs": every * 1000,
+                "timeoutMs": 2000,
+            }
+        }
+        yield request("POST", "/services", encode(body)).encode()
+
+
 def new_registrations() -> Counted:
     """Registrations of instances that are not there yet, of one service after the other."""
     body = encode(document(0)).replace("svc-000", "svc-%03d").replace('"i-000000"', '"n-%08d"')

@@ -394,6 +394,69 @@ def r5(bench: Bench) -> list[Figure]:
     return figures + _figures("R5", goals, [("registryd", name)], rounds, why)
 
 
+# --- checks
+
+
+def k1(bench: Bench) -> list[Figure]:
+    """10 000 instances, each probed by HTTP every 10 s at a bare server on the load's CPU: probes a second,
+    CPU time of the daemon a probe, and how late the latest hundredth was claimed."""
+    target = bench.fleet.new_bare(cpus=bench.fleet.cpus.load)
+    settings = {"REGISTRYD_HEALTH__CONCURRENCY_PER_HOST": "64"}  # they all live on one host
+    daemon = bench.fleet.new_daemon(settings=settings)
+    count = 2_000 if bench.options.quick else 10_000
+    bench.say(f"registering {count} instances")
+    send_all(daemon.port, data.checked_registrations(count, target.port, _CHECK_EVERY))
+    time.sleep(2 * _CHECK_EVERY)  # the first probes come all at once
+    rates, costs, before = [], [], daemon.counters()
+    late = _lateness(before)
+    for _ in range(bench.options.rounds):
+        made, cpu, began = _probes(daemon), cpu_seconds(daemon.pid), time.monotonic()
+        time.sleep(_CHECK_EVERY / 2)
+        probes = _probes(daemon) - made
+        rates.append(probes / (time.monotonic() - began))
+        costs.append((cpu_seconds(daemon.pid) - cpu) / probes * 1e6)
+    after = _lateness(daemon.counters())
+    spread = {bound: after[bound] - late[bound] for bound in after}
+    for server in (daemon, target):
+        server.stop()
+    seen = f"{statistics.median(rates):.0f} probes/s of {count} instances every {_CHECK_EVERY} s"
+    return [
+        Figure("K1", "CPU of the daemon a probe", Spread.of(costs), None, None, "less", "µs", seen),
+        Figure(
+            "K1", "99 of 100 checks are claimed late by at most", Spread.exact(_quantile(spread, 0.99)),
+            None, None, "less", "s",
+        ),
+    ]  # fmt: skip
+
+
+_CHECK_EVERY: Final = 10
+
+
+def _probes(daemon: Server) -> float:
+    return sum(
+        value
+        for name, value in daemon.counters().items()
+        if name.startswith("registryd_checks_total{")
+    )
+
+
+def _lateness(counters: dict[str, float]) -> dict[float, float]:
+    """Checks by the bound of the bucket they fell into or below."""
+    head = 'registryd_check_lateness_seconds_bucket{le="'
+    return {
+        float(name.removeprefix(head).removesuffix('"}')): value
+        for name, value in counters.items()
+        if name.startswith(head)
+    }
+
+
+def _quantile(buckets: dict[float, float], part: float) -> float:
+    """The bound of the first bucket that this part of all falls below."""
+    return next(
+        bound for bound in sorted(buckets) if buckets[bound] >= part * max(buckets.values())
+    )
+
+
 # --- memory
 
 
@@ -635,6 +698,7 @@ ROWS: Final = (
     Row("R3", "304 and cached bodies", r3),
     Row("R4", "cache hits under change", r4),
     Row("R5", "a list of 10 000", r5),
+    Row("K1", "health checks", k1),
     Row("M1", "memory of 100 000 instances", m1),
     Row("M2", "memory of idle watchers", m2),
     Row("E1", "events to 1000 watchers", e1),

@@ -282,11 +282,11 @@ class Fleet:
             server.store_pid, server.store_socket = store_of.store_pid, store_of.store_socket
         return server
 
-    def new_bare(self, body: bytes = b"{}") -> Server:
+    def new_bare(self, body: bytes = b"{}", *, cpus: frozenset[int] | None = None) -> Server:
         folder, port = self._folder("bare"), free_port()
         (folder / "body").write_bytes(body)
         command = [sys.executable, "-m", "benchmarks.bare", str(port), str(folder / "body")]
-        server = self._start("bare", command, port, folder, self.cpus.server)
+        server = self._start("bare", command, port, folder, cpus or self.cpus.server)
         self._until_ready(server, "/gzip")
         return server
 

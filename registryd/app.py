@@ -32,7 +32,7 @@ from registryd.health.routes import HealthRoutes
 from registryd.health.shown import last_error
 from registryd.health.store import InstanceChecks
 from registryd.kit.clock import Clock, SystemClock
-from registryd.kit.outbound import EgressPolicy, Outbound
+from registryd.kit.outbound import EgressPolicy, Outbound, OutboundLimits, networks
 from registryd.kit.tasks import Supervisor
 from registryd.metrics import Metrics
 from registryd.notify.table import notifiers
@@ -53,6 +53,7 @@ from registryd.registry.types import HealthCheck
 from registryd.registry.view import Instance, View
 from registryd.storage.connection import Connection
 from registryd.storage.embedded import EmbeddedStore
+from registryd.storage.figures import StoreFigures
 from registryd.storage.keys import Keys
 from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
@@ -70,8 +71,12 @@ STORE_PATIENCE: Final = timedelta(seconds=10)
 """How long a store that does not answer at start may take."""
 FIRST_LOAD: Final = timedelta(seconds=60)
 AUDIT_EVERY: Final = timedelta(seconds=60)
+FIGURES_EVERY: Final = timedelta(seconds=10)
 CHECK_PAUSE: Final = timedelta(milliseconds=20)
 """Between two looks for due checks: what becomes due meanwhile is claimed together."""
+CARRY_PAUSE: Final = timedelta(milliseconds=50)
+"""Between hearing of changes and carrying them on: those of one moment go together, and after the
+watchers have been told."""
 HINT_PATIENCE: Final = timedelta(seconds=10)
 PING_EVERY: Final = timedelta(seconds=15)
 """How often a stream without news shows that it is open: proxies close silent ones after 30 s or more."""
@@ -142,6 +147,7 @@ class Daemon:
         loops.start(
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
+        loops.start("store figures", self.store_figures.turn, pause=FIGURES_EVERY.total_seconds())
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
         self._undo.append(self.checker.stop)
         if settings.health.enabled:
@@ -149,7 +155,7 @@ class Daemon:
             loops.start("checks", self.checker.turn, pause=CHECK_PAUSE.total_seconds())
         loops.start("broadcast", self.broadcast.turn)
         loops.start("ping", self.broadcast.ping, pause=PING_EVERY.total_seconds())
-        loops.start("fan-out", self.fanout.turn)
+        loops.start("fan-out", self.fanout.turn, pause=CARRY_PAUSE.total_seconds())
         loops.start("news", self.fanout.listen)
         if settings.webhooks.enabled:
             loops.start("webhooks", self.courier.turn)
@@ -271,8 +277,19 @@ class Daemon:
         )
         # Who listens for this machine alone may look at it; for a daemon that others reach, loopback
         # would be a way in.
-        policy = EgressPolicy(loopback=all(one.is_loopback for one in settings.server.listen))
-        self.outbound = Outbound(policy)
+        health = settings.health
+        self.outbound = Outbound(
+            EgressPolicy(
+                allowed=networks(settings.egress.allowed),
+                loopback=all(one.is_loopback for one in settings.server.listen),
+            ),
+            # Probes that had to wait for a connection would time out: webhooks get some beside them.
+            limits=OutboundLimits(
+                connections=2 * health.concurrency, per_peer=4 * health.concurrency_per_host
+            ),
+        )
+        self.store_figures = StoreFigures(connection)
+        metrics.on_scrape(self.store_figures.collect)
         table = [
             *services.table(),
             *self._wire_health(reads, registrar),

@@ -209,6 +209,13 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError:
+        raise _wrong("not a network, such as 10.0.0.0/8 or fd00::/8") from None
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -328,6 +335,14 @@ class Health(_Section):
         return self
 
 
+class Egress(_Section):
+    """Where the daemon itself may connect to, on behalf of who registers checks and webhooks."""
+
+    allowed: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_one_or_many)
+    ] = ("0.0.0.0/0", "::/0")
+
+
 class View(_Section):
     max_stale: _AnyDuration = timedelta(0)
     result_cache_bytes: int = Field(64 * 1024 * 1024, ge=0)
@@ -374,6 +389,7 @@ class Settings(_Section):
     redis: Redis = Redis()
     registry: Registry = Registry()
     health: Health = Health()
+    egress: Egress = Egress()
     view: View = View()
     events: Events = Events()
     auth: Auth = Auth()

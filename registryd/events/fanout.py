@@ -50,7 +50,7 @@ def load_of(changes: Sequence[Change], hooks: Sequence[Subscription], source: st
     for done, change in enumerate(changes):
         if done and (size >= MAX_AT_ONCE or weight >= MAX_BYTES_AT_ONCE):
             return load._replace(changes=done)
-        for record in records_of(change, source):
+        for record in records_of(change):
             load.records.append(record)
             size += 1
         for event in events_of(change, source) if hooks else ():

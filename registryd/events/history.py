@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from registryd.events.cloudevent import HEALTH_CHANGED, events_of
+from registryd.events.cloudevent import HEALTH_CHANGED
 from registryd.events.webhook_store import Record, WebhookStore
 from registryd.events.webhook_types import matches
 from registryd.feed.revision import Revision, parse_revision
@@ -46,7 +46,7 @@ class Wanted:
         return bool(entry["time"] < self.since)
 
 
-def records_of(change: Change, source: str) -> Iterator[Record]:
+def records_of(change: Change) -> Iterator[Record]:
     """The entries of one change: its own, or one for each of the many instances it is about, and one for
     each capability that came or went with it."""
     fields = change.fields
@@ -76,11 +76,15 @@ def records_of(change: Change, source: str) -> Iterator[Record]:
         yield _record(owner, entry | {"service": owner, "instanceId": member})
     if not many:
         yield _record(service, entry)
-    if fields.get(b"caps"):
-        for event in events_of(change, source)[1:]:
-            capability = json.loads(event.body)["data"]["capability"]
-            entry |= {"id": event.id, "type": event.type, "old": None, "new": capability}
-            yield _record(service, entry)
+    for number, (what, *claim) in enumerate(json.loads(fields.get(b"caps") or b"[]"), 1):
+        capability = dict(zip(("name", "version", "oldVersion"), claim, strict=False))
+        entry |= {
+            "id": f"{at}.{number}",
+            "type": f"capability:{what}",
+            "old": None,
+            "new": capability,
+        }
+        yield _record(service, entry)
 
 
 def deed(kind: str, subject: str, *, by: str, now: datetime, reason: str | None = None) -> bytes:
@@ -103,7 +107,10 @@ def deed(kind: str, subject: str, *, by: str, now: datetime, reason: str | None 
 
 
 def _record(service: str, entry: Mapping[str, Any]) -> Record:
-    return Record(service, json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode())
+    return Record(service, _encode(entry).encode())
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def read(

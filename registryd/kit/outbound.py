@@ -125,6 +125,12 @@ class OutboundConnection:
     certificate_expires_at: datetime | None = None
 
 
+def networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks in CIDR notation. Raises ValueError."""
+    found = tuple(ip_network(text) for text in texts)
+    return EVERYWHERE if found == EVERYWHERE else found
+
+
 @lru_cache(maxsize=16_384)
 def _address(text: str) -> Address:
     """`ip_address`, remembered: the same few are read several times in every exchange."""

@@ -37,7 +37,7 @@ if ARGV[10] ~= '' and (doc ~= ARGV[10] or row.ttl ~= tonumber(ARGV[12]) or row.c
   changed, rewritten = true, true
 end
 if ARGV[15] ~= '' and ARGV[15] ~= row.health then
-  row.health, row.since, row.extra, changed = ARGV[15], rfc3339(now), '', true
+  row.health, row.since, row.extra, changed = ARGV[15], timestamp(), '', true
 end
 local was_draining = state_of(admin) == 'draining'
 if ARGV[16] ~= '' then
@@ -47,7 +47,7 @@ end
 if not changed then return finish(reply('same')) end
 
 local is = effective(row, admin)
-row.updated, row.op = rfc3339(now), NONCE
+row.updated, row.op = timestamp(), NONCE
 local drains = state_of(admin) == 'draining'
 if ARGV[18] ~= '' then deadline = L + tonumber(ARGV[18])
 elseif was_draining and not drains then deadline = L + row.ttl end

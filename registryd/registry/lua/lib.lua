@@ -49,10 +49,12 @@ local function commit_clock()
   elseif not meta[1] or now - last >= 100 then call('HSET', META, 'last', int(now), 'skew', int(skew)) end
 end
 
--- Days to civil date: H. Hinnant, "chrono-compatible low-level date algorithms".
-local function rfc3339(ms)
+-- Now as RFC 3339, made once. Days to civil date: H. Hinnant, "chrono-compatible low-level date algorithms".
+local stamp
+local function timestamp()
+  if stamp then return stamp end
   local floor = math.floor
-  local days = floor(ms / 86400000)
+  local days = floor(now / 86400000)
   local z = days + 719468
   local era = floor(z / 146097)
   local doe = z - era * 146097
@@ -62,9 +64,10 @@ local function rfc3339(ms)
   local day = doy - floor((153 * mp + 2) / 5) + 1
   local month = mp < 10 and mp + 3 or mp - 9
   local year = yoe + era * 400 + (month <= 2 and 1 or 0)
-  local rest = ms - days * 86400000
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
+  local rest = now - days * 86400000
+  stamp = string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
     floor(rest / 3600000), floor(rest / 60000) % 60, floor(rest / 1000) % 60, rest % 1000)
+  return stamp
 end
 
 -- Derived data may fail without failing the change; the audit puts it right.
@@ -171,7 +174,7 @@ local function cloud_event(kind, at, id, data)
   if id ~= '' then local s, i = split(id); subject = '","subject":"' .. s .. '/' .. i end
   return table.concat({
     '{"specversion":"1.0","id":"', epoch, '-', at, '","source":"/registryd/', deployment,
-    '","type":"', kind, subject, '","time":"', rfc3339(now),
+    '","type":"', kind, subject, '","time":"', timestamp(),
     '","datacontenttype":"application/json","data":', data, '}'})
 end
 

@@ -45,7 +45,7 @@ if row and not heard and row.ttl == ttl and row.terms == terms and row.check == 
   return finish(reply('same', row, cjson.encode(row), deadline))
 end
 
-local moment = rfc3339(now)
+local moment = timestamp()
 local fresh = {
   ttl = ttl, inc = inc ~= '' and inc or NONCE, op = NONCE,
   health = claim ~= '' and claim or 'unknown', since = moment, extra = '', probed = 0,

@@ -37,7 +37,7 @@ local before = nil
 if status ~= row.health then
   local was = effective(row, admin)
   before = index_terms(row, admin)
-  row.health, row.since, row.extra, row.probed = status, rfc3339(now), ARGV[15], probed
+  row.health, row.since, row.extra, row.probed = status, timestamp(), ARGV[15], probed
   local is = effective(row, admin)
   local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,
     suspect = suspect and not rescued, reason = 'probed', old = was}

@@ -12,7 +12,7 @@ if row.probed == 1 then return {'probed'} end
 if status == row.health then return answer({'same'}) end
 local admin, doc = admin_of(id), call('HGET', DOCS, id) or '{}'
 local was, before = effective(row, admin), index_terms(row, admin)
-row.health, row.since, row.extra = status, rfc3339(now), ARGV[10]
+row.health, row.since, row.extra = status, timestamp(), ARGV[10]
 local is = effective(row, admin)
 local suspect = is_suspect(id)
 local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,

@@ -21,7 +21,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', UNTIL, '-inf', int(now), 'LIMIT', 0, l
     local before, doc = index_terms(row, admin), call('HGET', DOCS, id) or '{}'
     local deadline = tonumber(call('ZSCORE', LEASES, id))
     local suspect = is_suspect(id)
-    row.since, row.updated = rfc3339(now), rfc3339(now)
+    row.since, row.updated = timestamp(), timestamp()
     emit({kind = 'service:health:changed', id = id, row = row, doc = doc, admin = '', suspect = suspect,
       reason = 'maintenance ended', old = 'maintenance', new = row.health})
     remember_transition(id, 'maintenance', row.health, 'maintenance ended')
