@@ -406,7 +406,9 @@ def k1(bench: Bench) -> list[Figure]:
     count = 2_000 if bench.options.quick else 10_000
     bench.say(f"registering {count} instances")
     send_all(daemon.port, data.checked_registrations(count, target.port, _CHECK_EVERY))
-    time.sleep(2 * _CHECK_EVERY)  # the first probes come all at once
+    while _probes(daemon) < count:  # the first ones come all at once
+        time.sleep(1)
+    time.sleep(2 * _CHECK_EVERY)
     rates, costs, before = [], [], daemon.counters()
     late = _lateness(before)
     for _ in range(bench.options.rounds):

@@ -77,6 +77,7 @@ def _due(claim: Claim) -> Due[Held] | None:
         retries=retries,
         interval_ms=memory.interval_ms,
         late_ms=claim.late_ms,
+        first=not memory.looked_ms,
     )
 
 

@@ -50,6 +50,8 @@ class Due(Generic[Handle]):
     retries: int = 0
     interval_ms: int
     late_ms: int
+    first: bool = False
+    """It was never probed before: many such come at once, and that is no lack of means."""
 
     @property
     def budget(self) -> float:
@@ -107,10 +109,9 @@ def lateness(late_ms: int, interval_ms: int) -> float:
 
 
 def paced(pace: Pace, shares: Sequence[float]) -> Pace:
-    """After a second in which checks came `shares` of their intervals late: up fast, down slowly."""
-    if not shares:
-        return pace
-    share = sum(shares) / len(shares)
+    """After a second in which checks came `shares` of their intervals late: up fast, down slowly, also
+    when none came."""
+    share = sum(shares) / len(shares) if shares else 0.0
     if share > LATE_FROM:
         return Pace(min(LONGEST_STRETCH, pace.stretch * 1.5), share)
     if share < ON_TIME_BELOW:
@@ -194,7 +195,8 @@ class Checker(Generic[Handle, Outcome]):
         self._backoff.reset()
         for due in claimed.checks:
             self._metrics.check_lateness.observe(due.late_ms / 1000)
-            self._shares.append(lateness(due.late_ms, due.interval_ms))
+            if not due.first:
+                self._shares.append(lateness(due.late_ms, due.interval_ms))
             self._begin(due)
         self._set_pace()
         if len(claimed.checks) < room:
