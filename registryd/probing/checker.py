@@ -109,14 +109,12 @@ def lateness(late_ms: int, interval_ms: int) -> float:
 
 
 def paced(pace: Pace, shares: Sequence[float]) -> Pace:
-    """After a second in which checks came `shares` of their intervals late: up fast, down slowly, also
-    when none came."""
+    """After a second in which checks came `shares` of their intervals late: intervals become as much
+    longer at once, and shorter again slowly, also when none came."""
     share = sum(shares) / len(shares) if shares else 0.0
-    if share > LATE_FROM:
-        return Pace(min(LONGEST_STRETCH, pace.stretch * 1.5), share)
-    if share < ON_TIME_BELOW:
-        return Pace(max(1.0, pace.stretch / 1.1), share)
-    return Pace(pace.stretch, share)
+    needed = 1.0 + share if share > LATE_FROM else 1.0
+    held = pace.stretch / 1.1 if share < ON_TIME_BELOW else pace.stretch
+    return Pace(min(LONGEST_STRETCH, max(1.0, needed, held)), share)
 
 
 # --- the loop -----------------------------------------------------------------------------------

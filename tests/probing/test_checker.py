@@ -347,7 +347,7 @@ async def test_intervals_are_stretched_when_checks_come_late_and_that_is_said_on
             checks.add(str(number), late_ms=5_000)
             await turn(checker)
             await settled(checker)
-        assert checks.stretches == [1.0, 1.5, 2.25]
+        assert checks.stretches == [1.0, 5.75, 5.75]
         for number in range(60):
             now.seconds += 2.0
             checks.add(str(number))
@@ -374,8 +374,9 @@ async def test_a_storm_of_new_ones_stretches_nothing(checks: Checks, make: Make,
 def test_the_pace_has_a_bound_and_needs_evidence() -> None:
     pace = Pace()
     for _ in range(20):
-        pace = paced(pace, [1.0])
+        pace = paced(pace, [9.0])
     assert pace.stretch == 8.0
+    assert paced(Pace(), [0.5]).stretch == 1.5, "as much longer as they come late"
     assert paced(pace, []).stretch < 8.0, "without checks it goes back"
     assert paced(pace, [0.05]).stretch == 8.0
     assert lateness(200, 1000) == 0
