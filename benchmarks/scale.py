@@ -177,6 +177,11 @@ def run(
     )
     told("memory of the store", f"{resident_bytes(taking.store_pid) >> 20} MB")
 
+    def beat_all() -> None:
+        # Leases are shorter than what goes before the ten minutes.
+        send_all(taking.port, batches, connections=4)
+
+    beat_all()
     began = time.monotonic()
     second = fleet.new_daemon(store_of=taking)
     loaded = time.monotonic() - began + _ready(second, count)
@@ -184,13 +189,16 @@ def run(
     told("its memory", f"{resident_bytes(second.pid) >> 20} MB")
     second.stop()
 
-    port = free_port()
-    sharing = [
-        fleet.new_daemon(store_of=taking, port=port, reuse_port=True, cpus=fleet.cpus.both)
-        for _ in range(2)
-    ]
-    for one in sharing:
-        _ready(one, count)
+    port, sharing = free_port(), []
+    for _ in range(2):
+        beat_all()
+        sharing.append(
+            fleet.new_daemon(store_of=taking, port=port, reuse_port=True, cpus=fleet.cpus.both)
+        )
+        _ready(sharing[-1], count)
+    beat_all()
+    if _expired([taking]):
+        raise RuntimeError("leases ended before the ten minutes began: this machine is too slow")
     daemons = [taking, *sharing]
     before = [cpu_seconds(one.pid) for one in daemons]
     store_before = cpu_seconds(taking.store_pid)
