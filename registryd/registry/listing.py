@@ -109,11 +109,10 @@ class _Found:
 
 def _walked(contents: Contents, slots: BitMap) -> _Found:
     groups: dict[str, list[Instance]] = {}
-    wanted = set(slots)  # asked ten thousand times, it pays that it answers sooner
     for name in contents.names:
         members = contents.services[name]
         if not contents.index[f"service:{name}"].issubset(slots):
-            members = [instance for instance in members if instance.slot in wanted]
+            members = [instance for instance in members if instance.slot in slots]
         if members:
             groups[name] = members
     return _Found(list(groups), groups.__getitem__, len(slots))
