@@ -114,7 +114,11 @@ def mark_of(number: int) -> bytes:
 
 def registryd(port: int, size: int) -> Told:
     def event(number: int) -> tuple[bytes, bytes]:
-        fields = {"endpoint": "http://10.0.0.1:80", "metadata": {"text": filler(number, size)}}
+        fields = {
+            "endpoint": "http://10.0.0.1:80",
+            "healthCheck": None,  # else each event would have a probe beside it
+            "metadata": {"text": filler(number, size)},
+        }
         target = "/services/watched/instances/a"
         return request("PUT", target, json.dumps(fields)).encode(), mark_of(number)
 

@@ -158,14 +158,18 @@ class Pipeline:
                 if _ACCEPTABLE_ID.fullmatch(request_id) is None:
                     request_id = self._fresh_id()
                 finish = self._finish_short
-                return route.shortcut(
-                    Exchange(
-                        route, path, query, tuple(params), headers, request_id, began, send, finish
-                    )
+                exchange = Exchange(
+                    route, path, query, tuple(params), headers, request_id, began, send, finish
                 )
+                self.in_flight += 1
+                taken = route.shortcut(exchange)
+                if not taken:
+                    self.in_flight -= 1
+                return taken
         return False
 
     def _finish_short(self, exchange: Exchange, answer: Reply | Exception) -> None:
+        self.in_flight -= 1
         route, request_id = exchange.route, exchange.request_id
         if isinstance(answer, Exception):
             _REQUEST_ID.set(request_id)

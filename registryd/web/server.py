@@ -30,6 +30,8 @@ from registryd.web.shortcut import Framing
 log = structlog.get_logger(__name__)
 
 _READ_BUFFER: Final = 64 * 1024
+_LONGEST_EXCHANGE: Final = 60.0
+"""Seconds within which every answer of the fast lane is given."""
 _UNACKED_MS: Final = 30_000
 """After this time without an acknowledgement the kernel gives a connection up (Linux)."""
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -194,6 +196,9 @@ class _Connection(web.RequestHandler):
         if not self._pipeline.shortcut(data, self._send_short):
             self._short = False
             return False
+        if self._short:
+            # To aiohttp the connection is idle, and might be closed before the answer.
+            self._next_keepalive_close_time = self._loop.time() + _LONGEST_EXCHANGE
         return True
 
     def _send_short(self, head: bytes, body: bytes) -> None:
