@@ -85,7 +85,7 @@ class Pipeline:
         self._limits = limits
         self._patience = write_patience
         self._wire = wire.Wire(server_header)
-        self._blocks = HeaderBlocks()
+        self.blocks = HeaderBlocks()
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
         self._tallies: dict[str, RouteTally] = {}
@@ -145,7 +145,7 @@ class Pipeline:
             return False
         began = time.perf_counter()
         end = data.find(b"\r\n")
-        headers, request_id = self._blocks.read(data[end:])
+        headers, request_id = self.blocks.read(data[end:])
         if headers is None:
             return False
         line = data[:end].decode("latin-1")

@@ -145,7 +145,7 @@ class _Connection(web.RequestHandler):
         )
         self._pipeline = pipeline
         self._head_timeout = head_timeout
-        self._framing = Framing()
+        self._framing = Framing(pipeline.blocks)
         self._short = False
         """Whether an answer of the fast lane is outstanding."""
         self._early = b""

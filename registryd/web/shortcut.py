@@ -88,27 +88,38 @@ class HeaderBlocks:
     """Header blocks as clients send them: the same bytes again and again, so each is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Headers] = {}
+        self._known: dict[bytes, Headers | None] = {}
+        self._bodies: dict[bytes, int] = {}
 
     def read(self, block: bytes) -> tuple[Headers | None, str]:
         """The fields of what follows a request line, its line end included, and the request id apart,
         "" for none. The fields are None where this is no ordinary head, or more than one."""
-        headers = self._known.get(block)
-        if headers is not None:
-            return headers, ""
+        try:
+            return self._known[block], ""
+        except KeyError:
+            pass
         request_id = ""
         # It differs in every request; a second one stays, and is not ordinary.
         if (found := _REQUEST_ID.search(block)) is not None:
             request_id = found[1].decode()
             block = block[: found.start()] + block[found.end() :]
-            headers = self._known.get(block)
-        if headers is None:
-            headers = _ordinary(block)
-            if headers is not None:
-                if len(self._known) >= _BLOCKS_KEPT:
-                    self._known.clear()
-                self._known[block] = headers
+            if block in self._known:
+                return self._known[block], request_id
+        headers = _ordinary(block)
+        if len(self._known) >= _BLOCKS_KEPT:
+            self._known.clear()
+        self._known[block] = headers
         return headers, request_id
+
+    def body_length(self, block: bytes) -> int:
+        """How long the body behind a header block is; -1 where its end is told in another way."""
+        length = self._bodies.get(block)
+        if length is None:
+            length = _body_length(block)
+            if len(self._bodies) >= _BLOCKS_KEPT:
+                self._bodies.clear()
+            self._bodies[block] = length
+        return length
 
 
 def _ordinary(block: bytes) -> Headers | None:
@@ -132,6 +143,13 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n"
 _FRAMED_OTHERWISE: Final = re.compile(rb"\r\n(?:transfer-encoding|upgrade|expect):", re.IGNORECASE)
 
 
+def _body_length(block: bytes) -> int:
+    if _FRAMED_OTHERWISE.search(block):
+        return -1
+    length = _LENGTH.search(block)
+    return int(length[1]) if length else 0
+
+
 class Framing:
     """Whether the next byte of a connection begins a request, known without the parser.
 
@@ -139,11 +157,12 @@ class Framing:
     heads, chunked bodies, pipelining) it gives up for the rest of the connection.
     """
 
-    __slots__ = ("_owed",)
+    __slots__ = ("_blocks", "_owed")
 
     LOST: Final = -1
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: HeaderBlocks) -> None:
+        self._blocks = blocks
         self._owed = 0
 
     @property
@@ -157,10 +176,10 @@ class Framing:
         if self._owed > 0:
             self._owed = self._owed - len(data) if len(data) <= self._owed else self.LOST
         elif self._owed == 0:
-            end = data.find(b"\r\n\r\n")
-            if end < 0 or _FRAMED_OTHERWISE.search(data, 0, end + 2):
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
                 self._owed = self.LOST
                 return
-            length = _LENGTH.search(data, 0, end + 2)
-            owed = (int(length[1]) if length else 0) - (len(data) - end - 4)
-            self._owed = owed if owed >= 0 else self.LOST
+            length = self._blocks.body_length(data[data.find(b"\r\n") : end])
+            owed = length - (len(data) - end)
+            self._owed = owed if length >= 0 and owed >= 0 else self.LOST

@@ -313,11 +313,13 @@ def test_known_blocks_are_bounded() -> None:
     blocks = HeaderBlocks()
     for number in range(5_000):
         blocks.read(b"\r\nHost: x\r\nA: %d\r\n\r\n" % number)
+        blocks.body_length(b"\r\nHost: x\r\nA: %d\r\n\r\n" % number)
     assert len(blocks._known) <= 1024
+    assert len(blocks._bodies) <= 1024
 
 
 def test_framing_follows_bodies_and_gives_up_on_the_rest() -> None:
-    framing = Framing()
+    framing = Framing(HeaderBlocks())
     framing.follow(put("/a", b"12345"))
     assert framing.clean
     framing.follow(put("/a", b"12345")[:-3])
@@ -328,6 +330,6 @@ def test_framing_follows_bodies_and_gives_up_on_the_rest() -> None:
     assert not framing.clean
     framing.follow(get("/a"))
     assert not framing.clean, "once lost, lost for good"
-    chunked = Framing()
+    chunked = Framing(HeaderBlocks())
     chunked.follow(request("PUT", "/a", "Transfer-Encoding: chunked"))
     assert not chunked.clean
