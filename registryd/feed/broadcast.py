@@ -8,6 +8,7 @@ for those who do. Knows neither what a frame means nor how it travels.
 
 import asyncio
 import itertools
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -106,7 +107,7 @@ class Member:
             topic.drop(self)
 
 
-class Topic:
+class Topic(ABC):
     """Members who get the same frames. Frames are numbered; each member knows the next it needs."""
 
     def __init__(self, broadcast: "Broadcast", kind: str) -> None:
@@ -158,17 +159,17 @@ class Topic:
         self.members.discard(member)
         self._broadcast.dropped(self)
 
+    @abstractmethod
     async def state(self) -> bytes:
         """A frame with the whole state as it is at the call, whatever happens while it is made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ping(self) -> bytes:
         """The frame that keeps connections open, and says how far everybody is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def over(self) -> None:
         """The last member has gone."""
-        raise NotImplementedError
 
 
 class Broadcast:
