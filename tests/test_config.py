@@ -509,6 +509,16 @@ def test_a_timeout_of_zero_is_refused(config: Path) -> None:
     ]
 
 
+def test_networks_are_read_from_a_list_or_a_variable(config: Path) -> None:
+    assert from_env(REGISTRYD_EGRESS__ALLOWED="10.0.0.0/8, fd00::/8").egress.allowed == (
+        "10.0.0.0/8",
+        "fd00::/8",
+    )
+    assert problems(config, "egress: {allowed: [10.0.0.1/8]}") == [
+        "config.yaml:1:20: egress.allowed.0: not a network, such as 10.0.0.0/8 or fd00::/8"
+    ]
+
+
 def test_a_level_is_read_in_capitals_too() -> None:
     assert from_env(REGISTRYD_LOGGING__LEVEL="WARNING").logging.level == "warning"
 

@@ -273,8 +273,9 @@ class Watches:
         first: dict[str, Instance | None] = {}
         reasons: dict[str, str] = {}
         for change, moves in self._recent.after(position.at):
-            for before, after in moves:
-                name = (before or after).id  # type: ignore[union-attr]  # one of them is there
+            for move in moves:
+                before, after = move
+                name = move.id
                 first.setdefault(name, before)
                 if after is None:
                     reasons[name] = reason_of(change)

@@ -280,6 +280,12 @@ class Move(NamedTuple):
     before: Instance | None
     after: Instance | None
 
+    @property
+    def id(self) -> str:
+        held = self.after or self.before
+        assert held is not None  # noqa: S101  one of them is there, or nothing has moved
+        return held.id
+
 
 class Point(NamedTuple):
     """When something was read from a view."""

@@ -50,6 +50,16 @@ async def test_a_target_that_may_not_be_dialled_says_so(api: Api) -> None:
     assert shown["error"].startswith("egress_denied")
 
 
+async def test_only_the_networks_that_are_set_are_dialled(
+    store_url: str, prefix: str, tmp_path: Path
+) -> None:
+    settings = {"health": {"enabled": True}, "egress": {"allowed": ["192.0.2.0/24"]}}
+    async with running(store_url, prefix, tmp_path, **settings) as api:
+        await api.register(endpoint="http://10.0.0.1:80")
+        shown = (await api.post("/services/chat/instances/a/check")).json
+        assert shown["error"] == "egress_denied: 10.0.0.1 is in no allowed network"
+
+
 async def test_the_settings_are_what_a_check_leaves_open(
     store_url: str, prefix: str, tmp_path: Path, target: Service
 ) -> None:
