@@ -27,9 +27,10 @@ from registryd.registry.types import INSTANCE_ID_RE, NAME_RE, identity
 from registryd.registry.types import Answer as Shown
 from registryd.registry.view import Instance, View
 from registryd.web import codec
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
-from registryd.web.routing import Answer, Param, Permission, Route
+from registryd.web.routing import Answer, Param, Route
 
 MAX_LIMIT: Final = 1_000
 MAX_EXPLAINED: Final = 1_000
@@ -203,6 +204,7 @@ class HistoryRoutes:
                 path="/history",
                 handler=self.history,
                 permission=Permission.READER,
+                scope=Scope.NARROWED,
                 operation_id="getHistory",
                 summary="Who changed what, and why",
                 tag="history",
@@ -225,6 +227,7 @@ class HistoryRoutes:
                 path="/explain",
                 handler=self.explain,
                 permission=Permission.READER,
+                scope=Scope.NARROWED,
                 operation_id="explain",
                 summary="Why an instance is offered, or is not",
                 tag="history",

@@ -18,9 +18,10 @@ from registryd.registry.reads import FRESHNESS, Reads, known_parameters
 from registryd.registry.routes import FILTER_PARAMS, FRESH_PARAMS
 from registryd.registry.types import NAME_RE
 from registryd.registry.view import View
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Header, Outlet, Reply, Stream, frame
 from registryd.web.request import Request
-from registryd.web.routing import Answer, Param, Permission, Route
+from registryd.web.routing import Answer, Param, Route
 
 RETRY_MS: Final = 1000
 """How soon a client comes back when its stream breaks."""
@@ -155,6 +156,7 @@ class EventRoutes:
                 path="/watch",
                 handler=self.watch,
                 permission=Permission.READER,
+                scope=Scope.NARROWED,
                 operation_id="watch",
                 summary="The result of a query, and every change to it",
                 description=(
@@ -172,6 +174,7 @@ class EventRoutes:
                 path="/events",
                 handler=self.events,
                 permission=Permission.READER,
+                scope=Scope.NARROWED,
                 operation_id="events",
                 summary="The event stream",
                 description=(
@@ -193,6 +196,7 @@ class EventRoutes:
                 path="/asyncapi.json",
                 handler=self.asyncapi,
                 permission=Permission.READER,
+                scope=Scope.NONE,
                 operation_id="asyncapi",
                 summary="The events described",
                 tag="node",

@@ -32,9 +32,10 @@ from registryd.kit.clock import Clock, from_ms, rfc3339
 from registryd.registry.bodies import parse
 from registryd.registry.reads import known_parameters
 from registryd.web import codec
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
-from registryd.web.routing import API_PREFIX, Answer, Mount, Param, Permission, Route
+from registryd.web.routing import API_PREFIX, Answer, Mount, Param, Route
 
 WEBHOOK_ID: Final = re.compile(r"wh_[0-9a-f]{16}")
 SEGMENTS: Final = {"id": WEBHOOK_ID}
@@ -201,6 +202,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.create,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="createWebhook",
                 summary="Have events sent to a URL",
                 description="Deliveries are signed as Standard Webhooks asks; the secret is shown here "
@@ -216,6 +218,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.list,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="listWebhooks",
                 summary="The webhooks and how they fare",
                 tag="webhooks",
@@ -228,6 +231,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.get,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="getWebhook",
                 summary="One webhook",
                 tag="webhooks",
@@ -241,6 +245,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.change,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="changeWebhook",
                 summary="Change a webhook, or replace its secret",
                 tag="webhooks",
@@ -256,6 +261,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.delete,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="deleteWebhook",
                 summary="Send nothing there any more; what waits is dropped",
                 tag="webhooks",
@@ -269,6 +275,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.test,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="testWebhook",
                 summary="Send one event of type webhook:test now, and say what came of it",
                 tag="webhooks",
@@ -282,6 +289,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.deliveries,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="listDeliveries",
                 summary="The latest attempts to deliver",
                 tag="webhooks",
@@ -295,6 +303,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.dead_letters,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="listDeadLetters",
                 summary="Deliveries that were given up",
                 tag="webhooks",
@@ -309,6 +318,7 @@ class WebhookRoutes:
                 mount=Mount.API,
                 handler=self.replay,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="replayDeadLetters",
                 summary="Send what was given up once more: all, or the named",
                 tag="webhooks",

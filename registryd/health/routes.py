@@ -25,9 +25,10 @@ from registryd.registry.store import RegistryStore, Reported, Vitals
 from registryd.registry.types import identity
 from registryd.registry.view import Instance, View
 from registryd.web import codec
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Reply
 from registryd.web.request import Request
-from registryd.web.routing import Answer, Permission, Route
+from registryd.web.routing import Answer, Route
 
 _NOT_MODIFIED: Final = Answer("The caller's copy still holds")
 AT_ONCE: Final = 500
@@ -168,6 +169,7 @@ class HealthRoutes:
                 path="/services/{name}/health",
                 handler=self.service_health,
                 permission=reader,
+                scope=Scope.NAMED,
                 operation_id="serviceHealth",
                 summary="The health of a service: its best instance's, and each one's",
                 description="Figures are those of the last probe, transitions the latest 20 of seven days. "
@@ -183,6 +185,7 @@ class HealthRoutes:
                 path="/services/{name}/instances/{id}/health",
                 handler=self.instance_health,
                 permission=reader,
+                scope=Scope.NAMED,
                 operation_id="instanceHealth",
                 summary="The health of an instance",
                 description="Figures are those of the last probe, transitions the latest 20 of seven days. "
@@ -198,6 +201,7 @@ class HealthRoutes:
                 path="/services/{name}/check",
                 handler=self.check_service,
                 permission=writer,
+                scope=Scope.NAMED,
                 operation_id="checkService",
                 summary="Probe all instances of a service now",
                 description="Counts like any other probe. Works while probing is paused.",
@@ -211,6 +215,7 @@ class HealthRoutes:
                 path="/services/{name}/instances/{id}/check",
                 handler=self.check_instance,
                 permission=writer,
+                scope=Scope.NAMED,
                 operation_id="checkInstance",
                 summary="Probe an instance now",
                 description="Counts like any other probe. Works while probing is paused.",
@@ -224,6 +229,7 @@ class HealthRoutes:
                 path="/monitoring",
                 handler=self.get_monitoring,
                 permission=reader,
+                scope=Scope.NONE,
                 operation_id="getMonitoring",
                 summary="Whether checks are probed",
                 tag="health",
@@ -234,6 +240,7 @@ class HealthRoutes:
                 path="/monitoring",
                 handler=self.monitoring,
                 permission=admin,
+                scope=Scope.WHOLE,
                 operation_id="setMonitoring",
                 summary="Pause or resume all probing, on all daemons",
                 description="It stays so until it is changed, also over restarts.",

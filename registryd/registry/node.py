@@ -18,9 +18,10 @@ from registryd.registry.reaper import Reaper
 from registryd.registry.types import HealthStatus, LifeSign, Readiness, RegistryHealth
 from registryd.registry.view import View
 from registryd.web import codec
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Reply
 from registryd.web.request import Request
-from registryd.web.routing import Answer, Mount, Param, Permission, Route
+from registryd.web.routing import Answer, Mount, Param, Route
 
 LATE: Final = timedelta(seconds=30)
 """A loop without a completed turn for that long is reported as stuck."""
@@ -164,6 +165,7 @@ class Node:
                 path="/health",
                 handler=self.alive,
                 permission=Permission.OPEN,
+                scope=Scope.NONE,
                 mount=Mount.ROOT,
                 operation_id="alive",
                 summary="Liveness, for containers",
@@ -175,6 +177,7 @@ class Node:
                 path="/livez",
                 handler=self.alive,
                 permission=Permission.OPEN,
+                scope=Scope.NONE,
                 operation_id="livez",
                 summary="Liveness",
                 tag="node",
@@ -185,6 +188,7 @@ class Node:
                 path="/readyz",
                 handler=self.ready,
                 permission=Permission.OPEN,
+                scope=Scope.NONE,
                 operation_id="readyz",
                 summary="Whether this node can serve",
                 tag="node",
@@ -196,6 +200,7 @@ class Node:
                 path="/health",
                 handler=self.health,
                 permission=Permission.READER,
+                scope=Scope.NONE,
                 mount=Mount.PREFIX_ONLY,
                 operation_id="registryHealth",
                 summary="The registry's own health",
@@ -210,6 +215,7 @@ class Node:
                 path="/metrics",
                 handler=self.metrics,
                 permission=Permission.READER,
+                scope=Scope.WHOLE,
                 operation_id="metrics",
                 summary="Prometheus metrics, as text or OpenMetrics",
                 tag="node",
@@ -220,6 +226,7 @@ class Node:
                 path="/openapi.json",
                 handler=self.openapi,
                 permission=Permission.READER,
+                scope=Scope.NONE,
                 operation_id="openapi",
                 summary="This description",
                 tag="node",

@@ -12,9 +12,10 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from registryd.web.caller import Permission
 from registryd.web.reply import JSON, PROBLEM
 from registryd.web.router import template
-from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Permission, Route
+from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Route
 
 _REF: Final = "#/components/schemas/{model}"
 _ROOT: Final = {"url": "/", "description": "Short form"}

@@ -23,7 +23,8 @@ from registryd import errors
 from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
-from registryd.web.access import Access
+from registryd.web.access import Access, Attempt
+from registryd.web.caller import Peer, Permission, Scope, permit
 from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
 from registryd.web.reply import END_OF_CHUNKS, Outlet, Reply, Stream
 from registryd.web.request import Request
@@ -81,7 +82,6 @@ class Pipeline:
         self._ordinary = router.ordinary()
         self._metrics = metrics
         self._access = access
-        self._authorize = access.authorize
         self._limits = limits
         self._patience = write_patience
         self._wire = wire.Wire(server_header)
@@ -99,6 +99,7 @@ class Pipeline:
             request_id = self._fresh_id()
         _REQUEST_ID.set(request_id)
         route: Route | None = None
+        request: Request | None = None
         answer: Reply | Stream
         begun = False
         self.in_flight += 1
@@ -109,9 +110,16 @@ class Pipeline:
                 if route.body_bytes is not None:
                     limits = replace(limits, size=route.body_bytes)
                 request = Request(raw, params, request_id, limits)
-                request.actor = self._authorize(request, route.permission)
                 act_as(request.signature)
+                if route.permission is not Permission.OPEN:
+                    caller = self._access.known(raw.headers, request.peer)
+                    request.caller = caller or await self._access.identify(
+                        raw.headers, request.peer
+                    )
+                    permit(request.caller, route.permission, route.scope, params)
                 answer = await route.handler(request)
+                if route.permission is Permission.ADMIN:
+                    self._note(request, route, "done")
                 connection = self._connection(raw, answer)
                 head = self._head(raw, answer, request_id, connection)
                 if isinstance(answer, Stream):
@@ -122,6 +130,8 @@ class Pipeline:
                 self._report(error, raw.method, route)
                 if begun:
                     return _cut(raw)
+                if isinstance(error, (errors.Unauthenticated, errors.Forbidden)):
+                    self._note(request, route, error.code, error.detail)
                 answer = problem.reply(_public(error), request_id)
                 connection = self._connection(raw, answer)
                 head = self._head(raw, answer, request_id, connection)
@@ -138,7 +148,7 @@ class Pipeline:
             self.in_flight -= 1
         return _CLOSE if connection == "close" else _KEEP
 
-    def shortcut(self, data: bytes, send: Callable[[bytes, bytes], None]) -> bool:
+    def shortcut(self, data: bytes, send: Callable[[bytes, bytes], None], peer: Peer) -> bool:
         """Takes the request that `data` is into the fast lane: `send` gets the answer, now or later.
         False, with nothing done, when it has to go the long way."""
         if self.draining or len(data) > LONGEST or data[-4:] != b"\r\n\r\n":
@@ -152,9 +162,15 @@ class Pipeline:
         for pattern, route in self._ordinary:
             parts = pattern.fullmatch(line)
             if parts is not None:
-                if route.shortcut is None or not self._access.known(headers, route.permission):
+                caller = self._access.known(headers, peer)
+                if route.shortcut is None or caller is None or caller.role < route.permission:
                     return False
                 path, *params, query = parts.groups("")
+                # What has to be narrowed, or refused, is so on the long way.
+                if caller.prefixes and not (
+                    route.scope is Scope.NAMED and caller.covers(params[0])
+                ):
+                    return False
                 if _ACCEPTABLE_ID.fullmatch(request_id) is None:
                     request_id = self._fresh_id()
                 finish = self._finish_short
@@ -259,6 +275,16 @@ class Pipeline:
             log.debug(
                 "request refused", method=method, route=path, code=error.code, detail=error.detail
             )
+
+    def _note(
+        self, request: Request | None, route: Route | None, outcome: str, detail: str = ""
+    ) -> None:
+        if request is None or route is None:
+            return
+        attempt = Attempt(
+            request.signature(), request.id, request.method, template(route), outcome, detail
+        )
+        self._access.note(attempt)
 
     def _record(self, route: Route | None, method: str, status: int, seconds: float) -> None:
         if method not in _METHODS:

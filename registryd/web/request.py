@@ -1,17 +1,20 @@
 """A request as handlers see it: validated path parameters, strict JSON, typed access to the query."""
 
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from multidict import CIMultiDictProxy, MultiDictProxy
 
 from registryd.web import codec
+from registryd.web.caller import ANYBODY, Peer
+
+UNKNOWN: Final = Peer("unknown")
 
 
 class Request:
     """Wraps aiohttp's request; `params` are decoded and already checked against the route."""
 
-    __slots__ = ("_limits", "_query", "actor", "id", "params", "raw")
+    __slots__ = ("_limits", "_query", "caller", "id", "params", "peer", "raw")
 
     def __init__(
         self,
@@ -23,13 +26,18 @@ class Request:
         self.raw = raw
         self.params = params
         self.id = request_id
-        self.actor = "anonymous"
+        self.peer: Peer = getattr(raw.protocol, "peer", UNKNOWN)
+        self.caller = ANYBODY
         self._limits = limits
         self._query: MultiDictProxy[str] | None = None
 
     def signature(self) -> str:
-        """Who asks, for the record: the actor and the address the request came from."""
-        return f"{self.actor}@{self.raw.remote or 'unknown'}"
+        """Who asks, for the record: the caller and the address the request came from."""
+        return f"{self.caller.name}@{self.peer.address}"
+
+    @property
+    def actor(self) -> str:
+        return self.caller.name
 
     @property
     def method(self) -> str:

@@ -11,9 +11,10 @@ from typing import Final
 
 from registryd import errors
 from registryd.web import codec
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Reply
 from registryd.web.request import Request
-from registryd.web.routing import API_PREFIX, REGISTRY_PREFIX, Mount, Permission, Route
+from registryd.web.routing import API_PREFIX, REGISTRY_PREFIX, Mount, Route
 
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NO_PARAMS: Final[tuple["_Param", ...]] = ()
@@ -76,6 +77,8 @@ class Router:
         self._exact: dict[str, _Node] = {}
         operations: set[str] = set()
         for route in self.routes:
+            if route.scope is Scope.NAMED and _PARAMETER.findall(route.path)[:1] != ["name"]:
+                raise ValueError(f"{route.path}: its first parameter has to be the service's name")
             if route.operation_id in operations:
                 raise ValueError(f"operation id {route.operation_id!r} is used twice")
             operations.add(route.operation_id)
@@ -217,6 +220,7 @@ def _options(path: str, allowed: set[str]) -> Route:
         path=path,
         handler=_allow(", ".join(sorted(allowed))),
         permission=Permission.OPEN,
+        scope=Scope.NONE,
         summary="Which methods a path answers",
         tag="http",
         mount=Mount.ROOT,

@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
 from registryd.web.shortcut import Shortcut
@@ -16,15 +17,6 @@ API_PREFIX: Final = "/api/v1"
 REGISTRY_PREFIX: Final = f"{API_PREFIX}/registry"
 
 Handler = Callable[[Request], Awaitable[Reply | Stream]]
-
-
-class Permission(enum.IntEnum):
-    """The least role a caller needs. Ordered, so that a role suffices for all below it."""
-
-    OPEN = 0
-    READER = 1
-    WRITER = 2
-    ADMIN = 3
 
 
 class Mount(enum.Enum):
@@ -73,6 +65,7 @@ class Route:
     path: str
     handler: Handler
     permission: Permission
+    scope: Scope
     summary: str
     tag: str
     description: str = ""

@@ -24,6 +24,7 @@ from aiohttp.http_exceptions import (
 
 from registryd import errors
 from registryd.web import wire
+from registryd.web.caller import Peer
 from registryd.web.pipeline import Pipeline, Written
 from registryd.web.shortcut import Framing
 
@@ -124,7 +125,7 @@ class _Connection(web.RequestHandler):
     of their requests.
     """
 
-    __slots__ = ("_early", "_framing", "_head_timeout", "_pipeline", "_short")
+    __slots__ = ("_early", "_framing", "_head_timeout", "_pipeline", "_short", "peer")
 
     def __init__(
         self,
@@ -150,6 +151,7 @@ class _Connection(web.RequestHandler):
         """Whether an answer of the fast lane is outstanding."""
         self._early = b""
         """What arrived before that answer."""
+        self.peer = Peer("unknown")
 
     @property
     def task(self) -> "asyncio.Task[None] | None":
@@ -168,6 +170,9 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        if name:  # a pair for IPv4, four values for IPv6
+            self.peer = Peer(str(name[0]), transport.get_extra_info("peercert"))
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -193,7 +198,7 @@ class _Connection(web.RequestHandler):
         if self._close or self._force_close:
             return False
         self._short = True
-        if not self._pipeline.shortcut(data, self._send_short):
+        if not self._pipeline.shortcut(data, self._send_short, self.peer):
             self._short = False
             return False
         if self._short:

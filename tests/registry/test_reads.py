@@ -21,11 +21,12 @@ from registryd.metrics import Metrics
 from registryd.registry.reads import Reads, best_encoding
 from registryd.registry.view import View
 from registryd.web.access import OpenAccess
+from registryd.web.caller import Permission, Scope
 from registryd.web.pipeline import Pipeline
 from registryd.web.reply import Reply
 from registryd.web.request import Request
 from registryd.web.router import Router
-from registryd.web.routing import Mount, Permission, Route
+from registryd.web.routing import Mount, Route
 from registryd.web.server import HttpServer
 
 
@@ -73,6 +74,7 @@ class Node:
             path="/services",
             handler=self.list,
             permission=Permission.OPEN,
+            scope=Scope.NONE,
             mount=Mount.ROOT,
             operation_id="list",
             summary="list",

@@ -13,10 +13,10 @@ from wired import echo, get, numbers, put, request, route, serving
 from registryd.errors import Forbidden, NotFound, StartupRefused, StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.web.access import OpenAccess
+from registryd.web.caller import Caller, Permission, Scope
 from registryd.web.pipeline import Pipeline
 from registryd.web.reply import Reply, Stream, frame
 from registryd.web.router import Router
-from registryd.web.routing import Permission
 from registryd.web.server import HttpServer
 
 BIG = bytes(range(256)) * 4096
@@ -240,14 +240,73 @@ async def test_requests_under_way_are_counted():
 
 
 async def test_a_refusal_of_access_comes_before_the_route_s_function():
-    class Closed:
-        def authorize(self, request, permission):
-            if permission > Permission.OPEN:
-                raise Forbidden("writers only")
-            return "guest"
+    asked_for = []
 
-    assert (await asked(get("/who/a"), access=Closed())).status == 403
-    assert (await asked(get("/hello"), access=Closed())).status == 200
+    async def who(request):
+        asked_for.append(request.params["name"])
+        return Reply()
+
+    class Readers(OpenAccess):
+        EVERYBODY = Caller("guest", Permission.READER)
+
+    rows = [
+        route("GET", "/open", hello),
+        route("PUT", "/{name}", who, permission=Permission.WRITER, scope=Scope.NAMED),
+        route("GET", "/{name}", who, permission=Permission.READER, scope=Scope.NAMED),
+    ]
+    async with serving(rows, access=Readers()) as served, served.line() as line:
+        refused = await line.ask(request("PUT", "/a"))
+        assert (refused.status, refused.json["code"]) == (403, "forbidden")
+        assert (await line.ask(get("/b"))).status == 200
+        assert (await line.ask(get("/open"))).status == 200
+    assert asked_for == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "path", "allowed"),
+    [
+        (Scope.NAMED, "/s/team-a.one", True),
+        (Scope.NAMED, "/s/team-b.one", False),
+        (Scope.WHOLE, "/w", False),
+        (Scope.NONE, "/w", True),
+        (Scope.NARROWED, "/w", True),
+    ],
+)
+async def test_callers_with_prefixes_get_what_the_route_s_scope_says(scope, path, allowed):
+    class TeamA(OpenAccess):
+        EVERYBODY = Caller("team", Permission.ADMIN, ("team-a.",))
+
+    place = "/s/{name}" if scope is Scope.NAMED else "/w"
+    rows = [route("GET", place, hello, permission=Permission.READER, scope=scope)]
+    async with serving(rows, access=TeamA()) as served, served.line() as line:
+        answer = await line.ask(get(path))
+    assert answer.status == (200 if allowed else 403)
+    if not allowed:
+        assert "'team-a.'" in answer.json["detail"]
+
+
+async def test_refusals_and_what_admins_do_are_noted():
+    noted = []
+
+    class Noting(OpenAccess):
+        EVERYBODY = Caller("ann", Permission.ADMIN)
+
+        def note(self, attempt):
+            noted.append((attempt.path, attempt.outcome, attempt.request_id))
+            assert attempt.signature == "ann@127.0.0.1"
+
+    async def refuses(request):
+        raise Forbidden("not this one")
+
+    rows = [
+        route("GET", "/read", hello, permission=Permission.READER),
+        route("GET", "/admin", hello, permission=Permission.ADMIN),
+        route("GET", "/no", refuses, permission=Permission.READER),
+    ]
+    async with serving(rows, access=Noting()) as served, served.line() as line:
+        for path in ("/read", "/admin", "/no"):
+            await line.ask(get(path, f"X-Request-ID: id{path[1:]}"))
+    assert noted == [("/admin", "done", "idadmin"), ("/no", "forbidden", "idno")]
 
 
 async def test_connections_are_kept():

@@ -8,8 +8,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 from wired import route
 
+from registryd.web.caller import Permission
 from registryd.web.openapi import document
-from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Param, Permission
+from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Param
 
 
 class Check(BaseModel):

@@ -13,8 +13,9 @@ from wired import Served, get, put, request, route, serving
 
 from registryd.errors import InstanceUnknown
 from registryd.web.access import OpenAccess
+from registryd.web.caller import Caller, Peer
 from registryd.web.reply import Reply
-from registryd.web.routing import Mount, Permission
+from registryd.web.routing import Mount
 from registryd.web.shortcut import Exchange, Framing, HeaderBlocks
 
 NAME = {"name": re.compile(r"[a-z]{1,8}")}
@@ -154,8 +155,8 @@ async def test_it_is_counted_and_timed_like_the_rest() -> None:
 
 async def test_who_is_not_known_at_once_takes_the_long_way() -> None:
     class Slow(OpenAccess):
-        def known(self, headers, permission: Permission) -> str | None:
-            return "anonymous" if "x-known" in headers else None
+        def known(self, headers, peer: Peer) -> Caller | None:
+            return self.EVERYBODY if "x-known" in headers else None
 
     thing = Thing()
     async with serving(thing.routes(), access=Slow()) as served, served.line() as line:

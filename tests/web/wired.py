@@ -9,12 +9,13 @@ from typing import Any
 
 from registryd.metrics import Metrics
 from registryd.web.access import Access, OpenAccess
+from registryd.web.caller import Permission, Scope
 from registryd.web.codec import BodyLimits
 from registryd.web.pipeline import Pipeline
 from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
 from registryd.web.router import Router
-from registryd.web.routing import Handler, Mount, Permission, Route
+from registryd.web.routing import Handler, Mount, Route
 from registryd.web.server import HttpServer
 
 
@@ -25,6 +26,7 @@ async def nothing(request: Request) -> Reply:
 def route(method: str, path: str, handler: Handler = nothing, **more: Any) -> Route:
     fields: dict[str, Any] = {
         "permission": Permission.OPEN,
+        "scope": Scope.NONE,
         "summary": path,
         "tag": "test",
         "mount": Mount.ROOT,
