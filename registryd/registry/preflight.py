@@ -30,7 +30,9 @@ OLDEST: Final = (6, 2)
 FLAGS_SINCE: Final = 7
 """The first major version of Redis that reads a script's flags; every Valkey does."""
 
-RIGHTS: Final = "~{prefix}:* &{prefix}:* +@read +@write +@scripting +publish +time +info +ping"
+RIGHTS: Final = (
+    "~{prefix}:* &{prefix}:* +@read +@write +@scripting +publish +pubsub +time +info +ping"
+)
 
 
 CREDENTIALS: Final = (REFUSALS["NOAUTH"], REFUSALS["WRONGPASS"])
@@ -104,6 +106,7 @@ async def check_rights(
     try:
         try:
             await store.set_up(None)
+            await connection.call("HSET", scratch.meta, "relayed", "1")  # messages are tried too
             await store.register(entry)
             await store.renew([Renewal(entry.id, "", entry.ttl_ms)])
             await store.report_status(entry.id, "", "healthy")

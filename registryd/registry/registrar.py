@@ -29,6 +29,7 @@ from registryd.errors import (
 from registryd.feed.follower import Follower
 from registryd.feed.revision import Revision, parse_revision
 from registryd.kit.clock import from_ms, rfc3339
+from registryd.registry.admit import RegistrationQueue
 from registryd.registry.bodies import Beat, canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
 from registryd.registry.renew import MAX_BATCH, RenewalQueue, Settle
@@ -36,11 +37,13 @@ from registryd.registry.store import (
     DEFAULT_CHECK,
     Entry,
     Refused,
+    Registering,
     RegistryStore,
     Renewal,
     Renewed,
     Stored,
     entry_of,
+    signed,
 )
 from registryd.registry.types import (
     MAX_DOCUMENT_BYTES,
@@ -104,6 +107,7 @@ class Registrar:
         self._view = view
         self._follower = follower
         self._renewals = renewals
+        self._registrations = RegistrationQueue(store)
         self._default_ttl = default_ttl
         self._default_check = default_check
 
@@ -120,12 +124,15 @@ class Registrar:
         entry = self._entry(registration)
         expected = await self.pinned(entry.id, expected)
         incarnation = registration.incarnation or ""
-        stored = await self._store.register(
-            entry,
-            incarnation=incarnation,
-            claim=registration.claim,
-            expected=expected,
-            exclusive=exclusive,
+        stored = await self._registrations.register(
+            Registering(
+                entry,
+                signed(self._store.nonce()),
+                incarnation,
+                registration.claim,
+                expected,
+                exclusive,
+            )
         )
         if isinstance(stored, Refused):
             if stored.why == "taken":

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
@@ -25,8 +25,9 @@ SCHEMA: Final = "1"
 SWEEP_LIMIT: Final = 100
 """Expiries in one script call: 100 take the store about 7 ms, 1 000 would hold others up for 60."""
 
-SIGNED: Final = frozenset({"register", "amend", "deregister", "sweep", "report_status"})
-"""Scripts whose changes carry who asked for them. The others run for many callers at once, or for none."""
+SIGNED: Final = frozenset({"amend", "deregister", "sweep", "report_status"})
+"""Scripts whose changes carry who asked for them. Of the others `register` is told so for each instance, and
+the rest run for many callers at once, or for none."""
 
 
 DEFAULT_CHECK: Final = HealthCheck()
@@ -116,6 +117,37 @@ def entry_of(
         check_of(fields, default_check),
         claims_of(fields),
     )
+
+
+class Registering(NamedTuple):
+    """A registration to send: what it is to be, and on what conditions.
+
+    `operation` names it, and behind a `|` says who asked: the same one sent twice is carried out once.
+    """
+
+    entry: Entry
+    operation: str
+    incarnation: str = ""
+    claim: str = ""
+    expected: str = ""
+    exclusive: bool = False
+
+    def arguments(self) -> tuple[Argument, ...]:
+        document, terms, ttl, check, endpoint = self.entry.arguments()
+        return (
+            self.operation,
+            self.entry.id,
+            self.incarnation,
+            ttl,
+            document,
+            terms,
+            check,
+            self.claim,
+            self.expected,
+            endpoint,
+            "exclusive" if self.exclusive else "",
+            _array(self.entry.claims),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +329,8 @@ class RegistryStore:
         self, script: str, *arguments: Argument, nonce: str | None = None
     ) -> list[bytes]:
         nonce = nonce or self.nonce()
-        if script in SIGNED and (by := actor()):
-            nonce = f"{nonce}|{by}"
+        if script in SIGNED:
+            nonce = signed(nonce)
         reply: list[bytes] = await self._runner.run(
             script,
             (
@@ -353,24 +385,16 @@ class RegistryStore:
         exclusive: bool = False,
         nonce: str | None = None,
     ) -> Stored | Refused:
-        document, terms, ttl, check, endpoint = entry.arguments()
-        return _stored(
-            await self._run(
-                "register",
-                entry.id,
-                incarnation,
-                ttl,
-                document,
-                terms,
-                check,
-                claim,
-                expected,
-                endpoint,
-                "exclusive" if exclusive else "",
-                _array(entry.claims),
-                nonce=nonce,
-            )
-        )
+        operation = signed(nonce or self.nonce())
+        registering = Registering(entry, operation, incarnation, claim, expected, exclusive)
+        [outcome] = await self.register_all([registering])
+        return outcome
+
+    async def register_all(self, batch: Sequence[Registering]) -> list[Stored | Refused]:
+        """Carries out many registrations in one call, each for itself. No id may stand there twice."""
+        arguments = itertools.chain.from_iterable(one.arguments() for one in batch)
+        replies: Any = await self._run("register", *arguments)
+        return [_stored(reply) for reply in replies]
 
     async def amend(
         self,
@@ -576,6 +600,11 @@ class RegistryStore:
     ) -> int:
         """Drops what the truth does not back; see lua/audit.lua. Answers with how much that was."""
         return int((await self._run("audit", what, *arguments))[0])
+
+
+def signed(nonce: str) -> str:
+    """The name of an operation, with whom the present task works for."""
+    return f"{nonce}|{by}" if (by := actor()) else nonce
 
 
 def _revision(epoch: bytes, rev: bytes | int) -> Revision:

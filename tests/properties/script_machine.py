@@ -22,6 +22,7 @@ from registryd.registry.store import (
     Claims,
     Entry,
     Guard,
+    Registering,
     RegistryStore,
     Renewal,
     Renewals,
@@ -118,6 +119,7 @@ class ScriptMachine(RuleBasedStateMachine):
         self.deadlines: dict[str, int] = {}
         self.replay: dict[str, tuple[dict[str, Any], bytes, bytes, bool]] = {}
         self.number = 0
+        self.sent: list[Registering] = []
 
     # --- doing the same to both
 
@@ -185,6 +187,36 @@ class ScriptMachine(RuleBasedStateMachine):
             exclusive=exclusive,
             remembered=True,
         )
+
+    @rule(
+        batch=st.lists(entries(), min_size=1, max_size=4, unique_by=lambda entry: entry.id),
+        incarnation=st.sampled_from(["", "own"]),
+        claim=st.sampled_from(["", "healthy"]),
+        expected=expectations,
+        exclusive=st.booleans(),
+        again=st.booleans(),
+    )
+    def several_register(
+        self,
+        batch: list[Entry],
+        incarnation: str,
+        claim: str,
+        expected: str,
+        *,
+        exclusive: bool,
+        again: bool,
+    ) -> None:
+        """In one call; at times with one among them that was sent before."""
+        sent = {one.entry.id: one for one in self.sent} if again else {}
+        registering = []
+        for entry in batch:
+            self.number += 1
+            at = self.revision_of(entry.id, expected)
+            new = Registering(entry, f"n{self.number}", incarnation, claim, at, exclusive)
+            registering.append(sent.get(entry.id, new))
+            sent = {}
+        self.sent = registering
+        self.both("register_all", registering)
 
     @rule(ttl_ms=st.sampled_from([600, 2_000]), apart_ms=st.sampled_from([0, 500]))
     def a_crowd_registers(self, ttl_ms: int, apart_ms: int) -> None:

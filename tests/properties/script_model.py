@@ -19,6 +19,7 @@ from registryd.registry.store import (
     Entry,
     Guard,
     Refused,
+    Registering,
     Removed,
     Renewal,
     Renewed,
@@ -316,6 +317,19 @@ class Model:
         return self._remember(
             nonce, self._stored("updated" if was else "registered", inst, suspect=False)
         )
+
+    def register_all(self, batch: Sequence[Registering]) -> list[Stored | Refused]:
+        return [
+            self.register(
+                one.entry,
+                incarnation=one.incarnation,
+                claim=one.claim,
+                expected=one.expected,
+                exclusive=one.exclusive,
+                nonce=one.operation,
+            )
+            for one in batch
+        ]
 
     def amend(
         self,

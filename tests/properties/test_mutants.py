@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from script_machine import GUARD, ScriptMachine, machine
 
-from registryd.registry.store import Check, Entry, Renewal
+from registryd.registry.store import Check, Entry, Registering, Renewal
 from registryd.storage.scripts import Script, load
 
 SCRIPTS = load(files("registryd.registry") / "lua", flags=True)
@@ -28,7 +28,12 @@ MUTANTS = {
     "old terms stay in the index": Mutant(
         "if not keep[t] then derive('SREM', INDEX .. t, id) end", ""
     ),
-    "answers are not remembered": Mutant("if stored then return cjson.decode(stored) end", ""),
+    "answers are not remembered": Mutant("if stored then return recalled(stored) end", ""),
+    "a batch does not remember": Mutant("if known[k] then return recalled(known[k]) end", ""),
+    "a batch takes one operation for all": Mutant(
+        "  operate(ARGV[at + 1])\n  replies", "  replies"
+    ),
+    "a batch forgets an index": Mutant("table.insert(joined[term], p.id)", "joined[term] = {p.id}"),
     "the guard holds without a bound": Mutant("holding and L < guard + max_hold", "holding"),
     "the guard holds again and again": Mutant(
         "elseif not is_suspect(id) and not call", "elseif not call"
@@ -145,6 +150,18 @@ def registrations_follow_each_other(m: ScriptMachine) -> None:
     m.both("deregister", ["a:1"], remembered=True)
     m.both("register", entry(), remembered=True)
     m.the_client_sends_again(1)
+
+
+def many_register_at_once(m: ScriptMachine) -> None:
+    several = [
+        Registering(entry(identity=identity, terms=("tag:t",)), f"n-{identity}")
+        for identity in ("a:1", "a:3~y")
+    ]
+    m.both("register_all", several)
+    m.the_store_is_what_the_model_says()
+    m.wait(700)
+    m.both("register_all", [several[0], Registering(entry(identity="b.c:1"), "n-new")])
+    m.the_store_is_what_the_model_says()
 
 
 def the_clock_is_wrong(m: ScriptMachine) -> None:
@@ -269,6 +286,7 @@ def maintenance_ends_with_a_deregistration(m: ScriptMachine) -> None:
 STORIES: list[Callable[[ScriptMachine], None]] = [
     a_lease_ends_after_its_deadline,
     registrations_follow_each_other,
+    many_register_at_once,
     the_clock_is_wrong,
     a_drain_runs_out,
     drains_run_out_beside_a_death,

@@ -74,7 +74,7 @@ if drains then
   call('ZREM', HELD, id)
   call('ZADD', DRAINS, int(deadline), id)
 elseif was_draining then call('ZREM', DRAINS, id) end
-if checks_changed then schedule_check(id, row, row.check) end
+if checks_changed then schedule_check(id, row, row.check, call('HGET', CHECKSTATE, id), call) end
 local result = reply('amended')
 reindex(id, before, index_terms(row, admin))
 project(id, row, doc, admin, suspect, deadline)

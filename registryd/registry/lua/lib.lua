@@ -14,11 +14,14 @@ local SERVICES = ARGV[1] .. ':services:' .. ARGV[2]
 local INDEX = ARGV[1] .. ':index:' .. ARGV[2]
 local OPS = ARGV[1] .. ':ops:' .. ARGV[2]
 local CHANNEL = ARGV[1] .. ':events:'
-local CAP, NONCE, BY = tonumber(ARGV[4]), ARGV[6], ''
-do
-  local bar = string.find(NONCE, '|', 1, true)
-  if bar then NONCE, BY = string.sub(NONCE, 1, bar - 1), string.sub(NONCE, bar + 1) end
+local CAP, NONCE, BY = tonumber(ARGV[4]), '', ''
+-- Which operation is worked on, and for whom.
+local function operate(text)
+  local bar = string.find(text, '|', 1, true)
+  if bar then NONCE, BY = string.sub(text, 1, bar - 1), string.sub(text, bar + 1)
+  else NONCE, BY = text, '' end
 end
+operate(ARGV[6])
 local OP_MEMORY_MS = 120000
 local call, pcall_ = redis.call, redis.pcall
 
@@ -33,9 +36,9 @@ end
 
 -- The lease clock: L = now - skew advances at most CAP between two calls and never goes back, so that
 -- an outage, a frozen store or a step of its wall clock expires nobody.
-local meta = call('HMGET', META, 'last', 'skew', 'epoch', 'rev', 'guard')
+local meta = call('HMGET', META, 'last', 'skew', 'epoch', 'rev', 'guard', 'relayed')
 local last, skew, epoch = tonumber(meta[1] or now), tonumber(meta[2] or 0), meta[3]
-local guard = tonumber(meta[5] or 0)
+local rev_now, guard = tonumber(meta[4] or 0), tonumber(meta[5] or 0)
 local jump = 0
 do
   local d = now - last
@@ -205,6 +208,10 @@ end
 local function capability_changes(had, has)
   local out = {}
   if had == has then return out end
+  if had == '[]' then
+    for n, claim in ipairs(cjson.decode(has)) do out[n] = {'added', string.match(claim, '^([^@]*)@(.*)$')} end
+    return out
+  end
   local names_before, before = claims(had)
   local names_after, after = claims(has)
   for _, name in ipairs(names_after) do
@@ -223,6 +230,22 @@ local function capability_changes(had, has)
   return out
 end
 
+-- Whether anybody would get a message; only then is it made. Whom replicas and other nodes of a cluster
+-- have for subscribers is not known here, so where there are any (the sweep looks), all is sent.
+local subscribed, anybody = {}, nil
+local function heard(channel)
+  if anybody == nil then
+    local patterns = meta[6] == '1' or pcall_('PUBSUB', 'NUMPAT')
+    anybody = type(patterns) ~= 'number' or patterns > 0
+  end
+  if anybody then return true end
+  if subscribed[channel] == nil then
+    local reply = pcall_('PUBSUB', 'NUMSUB', channel)
+    subscribed[channel] = reply.err ~= nil or reply[2] > 0
+  end
+  return subscribed[channel]
+end
+
 -- Appends one change to the stream. A present instance carries everything a view needs (row, doc,
 -- admin), so that nobody has to read back. Sets row.epoch and row.rev. Always the first write.
 -- The daemon composes the same messages from the entry (events/cloudevent.py).
@@ -231,7 +254,7 @@ end
 -- Returns the rev, the row as JSON, and the instance as it is shown.
 local function emit(change)
   ensure_epoch()
-  local rev = tonumber(call('HGET', META, 'rev') or 0) + 1
+  local rev = rev_now + 1
   local row, id = change.row, change.id or ''
   local encoded = ''
   if row then
@@ -245,22 +268,26 @@ local function emit(change)
     'ids', change.ids or '', 'caps', #capabilities > 0 and cjson.encode(capabilities) or '',
     'ts', int(now), 'by', BY, 'w', NONCE)
   call('HSET', META, 'rev', int(rev))
+  rev_now = rev
+  local channel = CHANNEL .. change.kind
   if change.ids then
+    if not heard(channel) then return int(rev) end
     local data = '{"reason":' .. cjson.encode(change.reason) .. ',"instances":' .. change.ids .. '}'
-    messages[#messages + 1] = {CHANNEL .. change.kind, cloud_event(change.kind, int(rev), id, data)}
+    messages[#messages + 1] = {channel, cloud_event(change.kind, int(rev), id, data)}
     return int(rev)
   end
+  local shown = row and document(row, change.doc, change.admin, change.suspect)
+  local told = heard(channel)
+  for _, c in ipairs(capabilities) do told = told or heard(CHANNEL .. 'capability:' .. c[1]) end
+  if not told then return int(rev), encoded, shown end
   local service, instance = split(id)
   local reason, of_health = '', ''
   if (change.reason or '') ~= '' then reason = ',"reason":' .. cjson.encode(change.reason) end
   if change.new then of_health = ',"old":"' .. change.old .. '","new":"' .. change.new .. '"' end
   local data = '{"service":"' .. service .. '","instance":'
-  local shown
-  if row then
-    shown = document(row, change.doc, change.admin, change.suspect)
-    data = data .. shown .. reason
+  if row then data = data .. shown .. reason
   else data = data .. '{"instanceId":"' .. instance .. '"' .. reason .. '}' end
-  messages[#messages + 1] = {CHANNEL .. change.kind,
+  messages[#messages + 1] = {channel,
     cloud_event(change.kind, int(rev), id, data .. of_health .. '}')}
   for n, c in ipairs(capabilities) do
     local kind = 'capability:' .. c[1]
@@ -275,7 +302,9 @@ local function put_row(id, row) call('HSET', INST, id, cjson.encode(row)) end
 
 -- What a renewal needs, in a small row of its own. beaten: 0 no heartbeat since the registration,
 -- 1 heartbeats keep the lease; 2 and 3 the same while draining, when renewals change nothing.
-local function put_renew(id, row, beaten) call('HSET', RENEW, id, int(row.ttl) .. ' ' .. row.inc .. ' ' .. beaten) end
+local function renewal(row, beaten) return int(row.ttl) .. ' ' .. row.inc .. ' ' .. beaten end
+
+local function put_renew(id, row, beaten) call('HSET', RENEW, id, renewal(row, beaten)) end
 
 local function beaten_of(id)
   local raw = call('HGET', RENEW, id)
@@ -306,14 +335,17 @@ local function index_terms(row, admin)
   return terms
 end
 
--- Moves index membership from one set of terms to another; either may be nil.
-local function reindex(id, before, after)
+-- Moves index membership from one set of terms to another; either may be nil. With `join` it is left to
+-- that to add the id to a term's set.
+local function reindex(id, before, after, join)
   local keep = {}
   for _, t in ipairs(after or {}) do keep[t] = true end
   for _, t in ipairs(before or {}) do
     if not keep[t] then derive('SREM', INDEX .. t, id) end
   end
-  for _, t in ipairs(after or {}) do derive('SADD', INDEX .. t, id) end
+  for _, t in ipairs(after or {}) do
+    if join then join(t) else derive('SADD', INDEX .. t, id) end
+  end
 end
 
 -- Takes an instance away: event, core keys, tombstone, derived data.
@@ -348,14 +380,21 @@ local function end_lease(id, row)
   else remove(id, row, 'service:expired', 'lease ended') end
 end
 
--- The answer to an operation is kept a while: a client library may send the same operation again.
+-- The answer to an operation, a list of texts without NUL, is kept a while: a client library may send the
+-- same operation again.
+local function recalled(stored)
+  local reply = {}
+  for part in string.gmatch(stored .. '\0', '(%Z*)%z') do reply[#reply + 1] = part end
+  return reply
+end
+
 local function answered()
   local stored = call('GET', OPS .. NONCE)
-  if stored then return cjson.decode(stored) end
+  if stored then return recalled(stored) end
 end
 
 local function answer(reply)
-  call('SET', OPS .. NONCE, cjson.encode(reply), 'PX', OP_MEMORY_MS)
+  call('SET', OPS .. NONCE, table.concat(reply, '\0'), 'PX', OP_MEMORY_MS)
   return reply
 end
 
@@ -366,20 +405,22 @@ local function revision_matches(expected, row)
   return expected == row.epoch .. '-' .. int(row.rev)
 end
 
--- Due at once. Counting begins anew; how often the status has changed of late is kept.
-local function schedule_check(id, row, check)
+-- Due at once. Counting begins anew; how often the status has changed of late is kept from the state
+-- `before`. `write` takes the writes, instead of redis.call.
+local function schedule_check(id, row, check, before, write)
   if check == '' then
+    if not before then return end
     call('ZREM', CHECKS, id)
     call('HDEL', CHECKSTATE, id)
     derive('HDEL', beside('findings'), id)
     derive('HDEL', beside('discovered'), id)
     return
   end
-  local state, before = cjson.decode(check), call('HGET', CHECKSTATE, id)
+  local state = cjson.decode(check)
   state.inc, state.since, state.counts, state.token = row.inc, L, '', ''
   state.flap = before and cjson.decode(before).flap or ''
-  call('ZADD', CHECKS, int(L), id)
-  call('HSET', CHECKSTATE, id, cjson.encode(state))
+  write('ZADD', CHECKS, int(L), id)
+  write('HSET', CHECKSTATE, id, cjson.encode(state))
 end
 
 -- The renewal of an instance that the guard holds: it is live again, and says so once.

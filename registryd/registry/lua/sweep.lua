@@ -15,6 +15,14 @@ local force = ARGV[11] == 'force'
 commit_clock()
 local removed = {}
 
+-- Whether messages have to be sent that nobody here has asked for; see heard().
+local relayed = '1'
+if ARGV[2] == '' then
+  local info = pcall_('INFO', 'replication')
+  if type(info) == 'string' and string.find(info, 'connected_slaves:0', 1, true) then relayed = '0' end
+end
+if relayed ~= (meta[6] or '0') then call('HSET', META, 'relayed', relayed) end
+
 for _, id in ipairs(call('ZRANGEBYSCORE', UNTIL, '-inf', int(now), 'LIMIT', 0, limit)) do
   local row, admin = get_row(id), admin_of(id)
   if row and state_of(admin) == 'maintenance' then
