@@ -80,10 +80,13 @@ def render(view: View, filters: Filters, page: Page) -> Listing:
         return render_matched(view.at(), filters.select(view), page)
     contents = view.contents
     slots = filters.slots(contents)
+    walked = slots is None or len(slots) * WALK_FROM > len(contents.by_id)
+    if walked and page.shape == "instances" and page.sort == "name":
+        return _walked_instances(view, slots, page)
     if slots is None:
         found = _Found(contents.names, contents.services.__getitem__, len(contents.by_id))
-    elif len(slots) * WALK_FROM > len(contents.by_id):
-        found = _walked(contents, slots)
+    elif walked:
+        found = _walked_groups(contents, slots)
     else:
         found = _grouped(contents.at(slots))
     return _rendered(view.at(), found, page)
@@ -107,7 +110,7 @@ class _Found:
     total: int
 
 
-def _walked(contents: Contents, slots: BitMap) -> _Found:
+def _walked_groups(contents: Contents, slots: BitMap) -> _Found:
     groups: dict[str, list[Instance]] = {}
     for name in contents.names:
         members = contents.services[name]
@@ -131,8 +134,6 @@ def _grouped(matched: Iterable[Instance]) -> _Found:
 
 
 def _rendered(at: Point, found: _Found, page: Page) -> Listing:
-    # Where nothing was ever written there is no revision to speak of; 0-0 stands for it.
-    rows: list[bytes]
     last: Instance | None = None
     if page.shape == "services":
         total = len(found.names)
@@ -146,9 +147,45 @@ def _rendered(at: Point, found: _Found, page: Page) -> Listing:
         rows = [instance.fragment for instance in instances]
         if instances:
             last = instances[-1]
+    return _finished(at, rows, total, last if more else None, page)
+
+
+def _walked_instances(view: View, slots: BitMap | None, page: Page) -> Listing:
+    """A list of instances by name, where so many match that to look at each in order is quickest."""
+    contents = view.contents
+    sequence: Sequence[int] = contents.sequence
+    if page.after is not None:
+        _, service, instance_id = page.after
+        identity = identity_of(service, instance_id)
+        place = contents.place(service, identity)
+        if page.descending:
+            sequence = sequence[:place]
+        else:
+            sequence = sequence[place + (identity in contents.by_id) :]
+    ordered = reversed(sequence) if page.descending else iter(sequence)
+    total = len(contents.by_id) if slots is None else len(slots)
+    limit = total if page.limit is None else page.limit
+    if slots is None:
+        chosen = list(itertools.islice(ordered, limit + 1))
+    elif limit < total:
+        chosen = list(itertools.islice((slot for slot in ordered if slot in slots), limit + 1))
+    else:
+        chosen = [slot for slot in ordered if slot in slots]
+    more = len(chosen) > limit
+    del chosen[limit:]
+    rows = list(map(contents.fragments.__getitem__, chosen))
+    last = contents.slots[chosen[-1]] if more else None
+    return _finished(view.at(), rows, total, last, page)
+
+
+def _finished(
+    at: Point, rows: list[bytes], total: int, last: Instance | None, page: Page
+) -> Listing:
+    """`last` is the last on the page where more follow."""
     if page.fields:
         rows = [_masked(row, page.fields) for row in rows]
-    cursor = _cursor(last, page) if more and last is not None else None
+    # Where nothing was ever written there is no revision to speak of; 0-0 stands for it.
+    cursor = None if last is None else _cursor(last, page)
     head = b'{"%b":[' % page.shape.encode()
     tail = b'],"total":%d,"revision":"%b","next":%b}' % (
         total,

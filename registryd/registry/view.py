@@ -6,6 +6,7 @@ Nothing here awaits, so no reader ever sees half a change.
 
 import json
 import sys
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
@@ -172,6 +173,8 @@ class Contents:
     def __init__(self) -> None:
         self.by_id: dict[str, Instance] = {}
         self.slots: list[Instance | None] = []
+        self.fragments: list[bytes] = []
+        """The JSON of the instance in each slot, "" where there is none: long lists need nothing else."""
         self.index: dict[str, BitMap] = {}
         """The slots of the instances that have a term."""
         self.services: dict[str, list[Instance]] = {}
@@ -183,6 +186,26 @@ class Contents:
         self.versions: set[str] = set()
         """Which versions instances have."""
         self._free: list[int] = []
+        self._sequence: array[int] | None = None
+
+    @property
+    def sequence(self) -> "array[int]":
+        """The slots in the order of their services' names and their ids. Made when first asked for, and
+        kept from then on."""
+        if self._sequence is None:
+            self._sequence = array(
+                "I", [one.slot for name in self.names for one in self.services[name]]
+            )
+        return self._sequence
+
+    def place(self, service: str, identity: str) -> int:
+        """Where in the sequence an instance stands, or would."""
+        taken = cast("list[Instance]", self.slots)
+        return bisect_left(
+            self.sequence,
+            (service, identity),
+            key=lambda slot: (taken[slot].service, taken[slot].id),
+        )
 
     def put(self, instance: Instance) -> Instance | None:
         """Adds or replaces; answers with what stood there."""
@@ -193,6 +216,7 @@ class Contents:
         else:
             instance.id, instance.slot = before.id, before.slot
             self.slots[instance.slot] = instance
+            self.fragments[instance.slot] = instance.fragment
             siblings = self.services[instance.service]
             siblings[bisect_left(siblings, instance.id, key=BY_ID)] = instance
             if before.terms == instance.terms:
@@ -207,7 +231,10 @@ class Contents:
         before = self.by_id.pop(identity, None)
         if before is not None:
             self._unlink(before.slot, before.terms)
+            if self._sequence is not None:
+                del self._sequence[self.place(before.service, identity)]
             self.slots[before.slot] = None
+            self.fragments[before.slot] = b""
             self._free.append(before.slot)
             siblings = self.services[before.service]
             del siblings[bisect_left(siblings, identity, key=BY_ID)]
@@ -225,9 +252,13 @@ class Contents:
         if self._free:
             instance.slot = self._free.pop()
             self.slots[instance.slot] = instance
+            self.fragments[instance.slot] = instance.fragment
         else:
             instance.slot = len(self.slots)
             self.slots.append(instance)
+            self.fragments.append(instance.fragment)
+        if self._sequence is not None:
+            self._sequence.insert(self.place(instance.service, instance.id), instance.slot)
         siblings = self.services.get(instance.service)
         if siblings is None:
             self.services[instance.service] = [instance]
