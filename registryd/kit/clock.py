@@ -23,8 +23,7 @@ class SystemClock:
 
 def rfc3339(moment: datetime) -> str:
     """`2026-01-31T12:00:00.123Z`: UTC with milliseconds, as every time on the wire."""
-    utc = moment.astimezone(UTC)
-    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_ms(ms: int) -> datetime:
