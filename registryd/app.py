@@ -57,7 +57,7 @@ from registryd.storage.figures import StoreFigures
 from registryd.storage.keys import Keys
 from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
-from registryd.web.access import OpenAccess
+from registryd.web.access import Access, OpenAccess
 from registryd.web.codec import BodyLimits
 from registryd.web.pipeline import Pipeline
 from registryd.web.router import Router
@@ -91,6 +91,7 @@ class Daemon:
         *,
         clock: Clock | None = None,
         probes: Mapping[str, Probe] | None = None,
+        access: Access | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -99,6 +100,7 @@ class Daemon:
         self.store_address = ""
         self._clock = clock or SystemClock()
         self._probes = probes
+        self._access = access
         self._closing = asyncio.Event()
         self._undo: list[Callable[[], Awaitable[object]]] = []
 
@@ -303,7 +305,7 @@ class Daemon:
         self.pipeline = Pipeline(
             Router(table),
             metrics,
-            OpenAccess(),
+            self._access or OpenAccess(),
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
 

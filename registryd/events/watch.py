@@ -39,7 +39,8 @@ class WatchQuery:
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
-        groups = list(self.filters.groups)
+        """The terms that instances of the result have: any of each group."""
+        groups = list(self.filters.indexed)
         if self.services:
             groups.append(tuple(f"service:{name}" for name in sorted(self.services)))
         return groups
@@ -64,8 +65,10 @@ def matches(filters: Filters, instance: Instance) -> bool:
 
 
 def indexed_match(filters: Filters, instance: Instance) -> bool:
+    if filters.prefixes and not instance.service.startswith(filters.prefixes):
+        return False
     terms = instance.terms
-    for group in filters.groups:
+    for group in filters.indexed:
         if not any(term in terms for term in group):
             return False
     if filters.capability and not any(_claims(terms, term) for term in filters.capability):
