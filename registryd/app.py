@@ -42,6 +42,7 @@ from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
 from registryd.registry.preflight import check_rights, check_server, flagged, scripts_for
+from registryd.registry.quota import Quota
 from registryd.registry.reads import Reads
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar
@@ -251,6 +252,7 @@ class Daemon:
             self.follower,
             RenewalQueue(self.store, metrics),
             default_ttl=lambda: timedelta(seconds=self.settings.registry.default_ttl_seconds),
+            quota=lambda: quota_of(self.settings),
             default_check=HealthCheck(
                 interval_ms=settings.health.interval_ms,
                 timeout_ms=settings.health.timeout_ms,
@@ -388,6 +390,16 @@ def policy_of(settings: Settings) -> Policy:
 def guard_of(settings: Settings) -> Guard | None:
     guard = settings.registry.guard
     return Guard(guard.min_due, guard.fraction, guard.max_hold) if guard.enabled else None
+
+
+def quota_of(settings: Settings) -> Quota:
+    limits = settings.registry.limits
+    return Quota(
+        limits.services,
+        limits.services_per_caller,
+        limits.instances,
+        limits.instances_per_service,
+    )
 
 
 def openapi_document() -> dict[str, Any]:

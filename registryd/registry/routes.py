@@ -101,14 +101,17 @@ class ServiceRoutes:
     async def register(self, request: Request) -> Reply:
         registration = parse_registration(await request.json())
         request.caller.demand(registration.name)
-        return self._registered(await self._registrar.register(registration), registration)
+        written = await self._registrar.register(registration, prefixes=request.caller.prefixes)
+        return self._registered(written, registration)
 
     async def put_instance(self, request: Request) -> Reply:
         name, instance_id = request.params["name"], request.params["id"]
         registration = parse_registration(
             await request.json(), service=name, instance_id=instance_id
         )
-        written = await self._registrar.register(registration, expected=_expected(request))
+        written = await self._registrar.register(
+            registration, prefixes=request.caller.prefixes, expected=_expected(request)
+        )
         return self._registered(written, registration)
 
     def _registered(self, written: Written, registration: Registration) -> Reply:
@@ -440,7 +443,9 @@ class ServiceRoutes:
     async def legacy_register(self, request: Request) -> Reply:
         body = parse(LegacyRegistration, await request.json())
         request.caller.demand(body.service_name)
-        written = await self._registrar.register(registration_of(body), exclusive=True)
+        written = await self._registrar.register(
+            registration_of(body), prefixes=request.caller.prefixes, exclusive=True
+        )
         return _shown(LegacyRegistered(instance_id=written.instance_id), self._at(), status=201)
 
     async def legacy_deregister(self, request: Request) -> Reply:
@@ -485,7 +490,7 @@ class ServiceRoutes:
                 tag="services",
                 body=Registration,
                 answers=registered,
-                problems=(409, 413, 415, 422),
+                problems=(409, 413, 415, 422, 429),
             ),
             Route(
                 method="GET",
@@ -596,7 +601,7 @@ class ServiceRoutes:
                 segments=INSTANCE,
                 body=Registration,
                 answers=registered,
-                problems=(409, 412, 413, 415, 422),
+                problems=(409, 412, 413, 415, 422, 429),
             ),
             Route(
                 method="PATCH",
@@ -797,7 +802,7 @@ class ServiceRoutes:
                 tag="microservice clients",
                 body=LegacyRegistration,
                 answers={201: Answer("Registered", LegacyRegistered)},
-                problems=(409, 413, 415, 422),
+                problems=(409, 413, 415, 422, 429),
             ),
             Route(
                 method="POST",
