@@ -8,6 +8,7 @@ from callers import HeaderAccess
 from changes import History, view_of
 from daemons import Api, running
 
+from registryd.config import RegistryLimits
 from registryd.errors import RateLimited
 from registryd.registry.quota import Quota, admit
 
@@ -88,6 +89,19 @@ async def test_a_full_service_is_told_so_and_goes_on(
             assert "servicesPerCaller" in answer.problem["detail"]
         assert await api.listed("") == ["a.x"]
         await api.register("a.y", "1")  # without prefixes there is room
+
+
+async def test_a_limit_can_be_raised_while_running(
+    store_url: str, prefix: str, tmp_path: Path
+) -> None:
+    async with running(store_url, prefix, tmp_path, registry={"limits": {"instances": 1}}) as api:
+        await api.register("chat", "a")
+        body = {"name": "chat", "endpoint": "http://10.0.0.1:1", "instanceId": "b"}
+        assert (await api.post("/services", body)).status == 429
+        before = api.daemon.settings
+        raised = before.registry.model_copy(update={"limits": RegistryLimits(instances=2)})
+        api.daemon.apply(before.model_copy(update={"registry": raised}))
+        assert (await api.post("/services", body)).status == 201
 
 
 @pytest.mark.parametrize(
