@@ -21,7 +21,7 @@ class Quota:
 
 
 def admit(view: View, quota: Quota, identity: str, prefixes: tuple[str, ...]) -> None:
-    """Raises RateLimited where an instance is one too many. Whoever is registered may always renew."""
+    """Raises RateLimited where an instance is one too many. Whom the view holds may always renew."""
     contents = view.contents
     if identity in contents.by_id:
         return
