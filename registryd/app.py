@@ -42,6 +42,7 @@ from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
 from registryd.registry.node import Node
 from registryd.registry.preflight import check_rights, check_server, flagged, scripts_for
+from registryd.registry.quota import Quota
 from registryd.registry.reads import Reads
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar
@@ -57,7 +58,7 @@ from registryd.storage.figures import StoreFigures
 from registryd.storage.keys import Keys
 from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
-from registryd.web.access import OpenAccess
+from registryd.web.access import Access, OpenAccess
 from registryd.web.codec import BodyLimits
 from registryd.web.pipeline import Pipeline
 from registryd.web.router import Router
@@ -91,6 +92,7 @@ class Daemon:
         *,
         clock: Clock | None = None,
         probes: Mapping[str, Probe] | None = None,
+        access: Access | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -99,6 +101,7 @@ class Daemon:
         self.store_address = ""
         self._clock = clock or SystemClock()
         self._probes = probes
+        self._access = access
         self._closing = asyncio.Event()
         self._undo: list[Callable[[], Awaitable[object]]] = []
 
@@ -249,6 +252,7 @@ class Daemon:
             self.follower,
             RenewalQueue(self.store, metrics),
             default_ttl=lambda: timedelta(seconds=self.settings.registry.default_ttl_seconds),
+            quota=lambda: quota_of(self.settings),
             default_check=HealthCheck(
                 interval_ms=settings.health.interval_ms,
                 timeout_ms=settings.health.timeout_ms,
@@ -303,7 +307,7 @@ class Daemon:
         self.pipeline = Pipeline(
             Router(table),
             metrics,
-            OpenAccess(),
+            self._access or OpenAccess(),
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
 
@@ -386,6 +390,16 @@ def policy_of(settings: Settings) -> Policy:
 def guard_of(settings: Settings) -> Guard | None:
     guard = settings.registry.guard
     return Guard(guard.min_due, guard.fraction, guard.max_hold) if guard.enabled else None
+
+
+def quota_of(settings: Settings) -> Quota:
+    limits = settings.registry.limits
+    return Quota(
+        limits.services,
+        limits.services_per_caller,
+        limits.instances,
+        limits.instances_per_service,
+    )
 
 
 def openapi_document() -> dict[str, Any]:

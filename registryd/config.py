@@ -52,6 +52,7 @@ RELOADABLE: Final = (
     "logging.level",
     "registry.defaultTtlSeconds",
     "registry.guard",
+    "registry.limits",
     "view.maxStale",
     "webhooks.timeout",
     "webhooks.attempts",
@@ -285,11 +286,21 @@ class Guard(_Section):
     max_hold: _Duration = timedelta(minutes=5)
 
 
+class RegistryLimits(_Section):
+    """How much may be registered."""
+
+    services: int = Field(100_000, ge=1)
+    services_per_caller: int = Field(10_000, ge=1)
+    instances: int = Field(500_000, ge=1)
+    instances_per_service: int = Field(100_000, ge=1)
+
+
 class Registry(_Section):
     default_ttl_seconds: int = Field(300, ge=int(SHORTEST_TTL.total_seconds()))
     sweep_interval: _Duration = timedelta(milliseconds=200)
     lease_clock_cap: _Duration = timedelta(milliseconds=600)
     guard: Guard = Guard()
+    limits: RegistryLimits = RegistryLimits()
     stream_max_len: int = Field(100_000, ge=1_000)
     tombstone_retention: _Duration = timedelta(hours=24)
 

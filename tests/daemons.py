@@ -16,6 +16,7 @@ from registryd.app import Daemon
 from registryd.config import Settings
 from registryd.feed.revision import Revision
 from registryd.probing.types import Probe
+from registryd.web.access import Access
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ async def running(
     data_dir: Path,
     *,
     probes: Mapping[str, Probe] | None = None,
+    access: Access | None = None,
     **sections: Any,
 ) -> AsyncIterator[Api]:
     settings = Settings.model_validate(
@@ -186,7 +188,7 @@ async def running(
         }
     )
     dials = settings.health.enabled or probes is not None
-    daemon = Daemon(settings, probes=probes if dials else {})
+    daemon = Daemon(settings, probes=probes if dials else {}, access=access)
     await daemon.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:

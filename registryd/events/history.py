@@ -25,20 +25,26 @@ CHUNK: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a reader asks for; empty means any. `since` is a moment or a revision, exclusive."""
+    """What a reader asks for; empty means any. `since` is a moment or a revision, exclusive. With
+    `prefixes` only what is about services whose names begin with one of them."""
 
     service: str = ""
     instance_id: str = ""
     types: tuple[str, ...] = ()
     since: str = ""
     after: Revision | None = None
+    prefixes: tuple[str, ...] = ()
 
     def holds(self, entry: Mapping[str, Any]) -> bool:
         return (
             (not self.instance_id or entry["instanceId"] == self.instance_id)
             and (not self.types or any(matches(glob, entry["type"]) for glob in self.types))
+            and self._covers(entry["service"])
             and not self.too_old(entry)
         )
+
+    def _covers(self, service: str | None) -> bool:
+        return not self.prefixes or (service is not None and service.startswith(self.prefixes))
 
     def too_old(self, entry: Mapping[str, Any]) -> bool:
         if self.after is not None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -22,12 +23,13 @@ from registryd.events.history import Wanted, read
 from registryd.events.webhook_store import WebhookStore
 from registryd.feed.revision import parse_revision
 from registryd.kit.clock import from_ms, rfc3339
+from registryd.registry.query import shortest
 from registryd.registry.reads import Reads, known_parameters, next_link
 from registryd.registry.types import INSTANCE_ID_RE, NAME_RE, identity
 from registryd.registry.types import Answer as Shown
 from registryd.registry.view import Instance, View
 from registryd.web import codec
-from registryd.web.caller import Permission, Scope
+from registryd.web.caller import Caller, Permission, Scope
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
 from registryd.web.routing import Answer, Param, Route
@@ -84,6 +86,9 @@ class HistoryRoutes:
             request, "service", "instance", "types", "since", "limit", "cursor"
         )
         wanted = _wanted(parameters)
+        if wanted.service:
+            request.caller.demand(wanted.service)
+        wanted = replace(wanted, prefixes=request.caller.prefixes)
         before = parameters.get("cursor") or "+"
         if before != "+" and not _POSITION.fullmatch(before):
             raise Malformed("cursor: give the `next` of the page before")
@@ -115,6 +120,8 @@ class HistoryRoutes:
         service, instance_id = parameters.get("service", ""), parameters.get("instance", "")
         if not service:
             raise Malformed("service: name one, such as /explain?service=chat&instance=chat-1")
+        caller = request.caller
+        caller.demand(service)
         await self._reads.fresh(request)
         try:
             paused = await self._paused()
@@ -123,17 +130,17 @@ class HistoryRoutes:
         answer: Explanation | Explanations
         members = self._view.of_service(service)
         if instance_id:
-            answer = explain(await self._facts(service, instance_id, paused))
+            answer = explain(await self._facts(caller, service, instance_id, paused))
         elif members:
             answer = whole(
                 service,
                 [
-                    explain(await self._facts(service, member.instance_id, paused))
+                    explain(await self._facts(caller, service, member.instance_id, paused))
                     for member in members[:MAX_EXPLAINED]
                 ],
             )
         else:
-            nobody = explain(await self._gone(service, ""))
+            nobody = explain(await self._gone(caller, service, ""))
             answer = Explanations(**nobody.model_dump(), instances=[])
         return Reply(
             200,
@@ -142,10 +149,10 @@ class HistoryRoutes:
             headers=[_NO_STORE, *(h for h in self._reads.headers() if h[0] != "ETag")],
         )
 
-    async def _facts(self, service: str, instance_id: str, paused: bool) -> Facts:
+    async def _facts(self, caller: Caller, service: str, instance_id: str, paused: bool) -> Facts:
         held = self._view.get(identity(service, instance_id))
         if held is None:
-            return await self._gone(service, instance_id)
+            return await self._gone(caller, service, instance_id)
         error, left = None, None
         try:
             error = await self._last_error(held)
@@ -160,7 +167,7 @@ class HistoryRoutes:
             checks_paused=paused,
         )
 
-    async def _gone(self, service: str, instance_id: str) -> Facts:
+    async def _gone(self, caller: Caller, service: str, instance_id: str) -> Facts:
         """What is known of somebody who is not registered."""
         past, removed = None, None
         legal = NAME_RE.fullmatch(service) and (
@@ -187,15 +194,16 @@ class HistoryRoutes:
             present=None,
             past=past,
             removed_at=removed,
-            near=self._near(service, instance_id),
+            near=self._near(caller, service, instance_id),
         )
 
-    def _near(self, service: str, instance_id: str) -> tuple[str, ...]:
+    def _near(self, caller: Caller, service: str, instance_id: str) -> tuple[str, ...]:
         members = self._view.of_service(service)
         if members:
             ids = near_misses(instance_id, (member.instance_id for member in members))
             return tuple(f"{service}/{one}" for one in ids)
-        return near_misses(service, self._view.contents.names)
+        known = self._view.contents.names_within(shortest(caller.prefixes))
+        return near_misses(service, known)
 
     def table(self) -> list[Route]:
         return [

@@ -13,12 +13,12 @@ from registryd.events.watch import Watches, WatchQuery
 from registryd.feed.broadcast import Broadcast
 from registryd.feed.follower import Follower
 from registryd.feed.revision import NOWHERE, Revision
-from registryd.registry.query import FILTERS, parse_filters
+from registryd.registry.query import FILTERS, parse_filters, shortest, spelled
 from registryd.registry.reads import FRESHNESS, Reads, known_parameters
 from registryd.registry.routes import FILTER_PARAMS, FRESH_PARAMS
 from registryd.registry.types import NAME_RE
 from registryd.registry.view import View
-from registryd.web.caller import Permission, Scope
+from registryd.web.caller import Caller, Permission, Scope
 from registryd.web.reply import Header, Outlet, Reply, Stream, frame
 from registryd.web.request import Request
 from registryd.web.routing import Answer, Param, Route
@@ -62,7 +62,7 @@ class EventRoutes:
 
     async def watch(self, request: Request) -> Stream:
         parameters = known_parameters(request, *FILTERS, "service")
-        query = _query(parameters)
+        query = _query(parameters, request.caller)
         position = await self._start(request)
         self._broadcast.admit()
 
@@ -87,7 +87,9 @@ class EventRoutes:
     async def events(self, request: Request) -> Stream:
         parameters = known_parameters(request, "types", "service")
         wanted = Wanted(
-            parse_types(parameters.get("types", "")), _services(parameters.get("service", ""))
+            parse_types(parameters.get("types", "")),
+            _services(parameters.get("service", ""), request.caller),
+            shortest(request.caller.prefixes),
         )
         position = await self._start(request)
         self._broadcast.admit()
@@ -205,14 +207,16 @@ class EventRoutes:
         ]
 
 
-def _query(parameters: Mapping[str, str]) -> WatchQuery:
+def _query(parameters: Mapping[str, str], caller: Caller) -> WatchQuery:
     meant = {name: value for name, value in parameters.items() if name not in FRESHNESS and value}
-    services = _services(meant.pop("service", ""))
+    services = _services(meant.pop("service", ""), caller)
     key = urlencode([*sorted(meant.items()), *(("service", name) for name in sorted(services))])
-    return WatchQuery(key, parse_filters(meant), services)
+    if caller.prefixes:
+        key = f"{spelled(caller.prefixes)} {key}"
+    return WatchQuery(key, parse_filters(meant).within(caller.prefixes), services)
 
 
-def _services(text: str) -> frozenset[str]:
+def _services(text: str, caller: Caller) -> frozenset[str]:
     names = frozenset(part.strip() for part in text.split(",")) - {""}
     for name in sorted(names):
         if not NAME_RE.fullmatch(name):
@@ -220,6 +224,7 @@ def _services(text: str) -> frozenset[str]:
             raise Malformed(
                 f"service: position {position}: {name[:60]!r} cannot be the name of any"
             )
+        caller.demand(name)
     if len(names) > MAX_SERVICES:
         raise Malformed(f"service: at most {MAX_SERVICES} of them")
     return names

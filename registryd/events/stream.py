@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from registryd.errors import Malformed
@@ -19,6 +19,7 @@ from registryd.feed.broadcast import Broadcast, Topic
 from registryd.feed.revision import Revision
 from registryd.feed.stream import Change, ChangeStream
 from registryd.kit.clock import Clock, rfc3339
+from registryd.registry.query import Filters
 from registryd.registry.types import split_identity
 from registryd.registry.view import Instance, Move, Point, View
 from registryd.web.reply import frame
@@ -31,10 +32,12 @@ _GLOB = re.compile(r"[a-z*][a-z0-9:*_-]{0,63}")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which events a stream carries: types as globs, services by name; empty means all."""
+    """Which events a stream carries: types as globs, services by name; empty means all. `prefixes` are
+    the caller's, in the words of `shortest`."""
 
     types: tuple[str, ...] = ()
     services: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -66,6 +69,21 @@ def services_of(change: Change) -> frozenset[str]:
     identity = change.fields[b"id"].decode()
     names = [identity] if identity else json.loads(change.fields[b"ids"] or b"[]")
     return frozenset(split_identity(name)[0] for name in names)
+
+
+def within(change: Change, prefixes: tuple[str, ...]) -> Change | None:
+    """The change as far as it is about services within these prefixes: whole, with fewer of the many
+    instances it is about, or None."""
+    if not prefixes:
+        return change
+    if identity := change.fields[b"id"].decode():
+        return change if split_identity(identity)[0].startswith(prefixes) else None
+    many = json.loads(change.fields[b"ids"] or b"[]")
+    covered = [name for name in many if split_identity(name)[0].startswith(prefixes)]
+    if not covered:
+        return None
+    ids = json.dumps(covered, separators=(",", ":")).encode()
+    return replace(change, fields={**change.fields, b"ids": ids})
 
 
 @dataclass(slots=True)
@@ -106,9 +124,11 @@ class EventTopic(Topic):
         if self._state is not None and self._state[0] == view.at():
             return self._state[1]
         services = self.wanted.services
-        found: Sequence[Instance] = list(view.contents.by_id.values())
+        found: Sequence[Instance]
         if services:
             found = [one for name in services for one in view.of_service(name)]
+        else:
+            found = Filters(prefixes=self.wanted.prefixes).select(view)
         at = str(Position(view.revision, WHOLE))
         framed = frame(sse("reset", at, snapshot(view.revision, found)))
         self._state = (view.at(), framed)
@@ -167,9 +187,15 @@ class EventStreams:
         for wanted, topic in self._topics.items():
             if wanted.services and not wanted.services & services:
                 continue
-            if rendered is None:
-                rendered = self._render(change)
-            if chosen := rendered.chosen(wanted):
+            part = within(change, wanted.prefixes)
+            if part is None:
+                continue
+            if part is not change:
+                chosen = self._render(part).chosen(wanted)
+            else:
+                rendered = rendered or self._render(change)
+                chosen = rendered.chosen(wanted)
+            if chosen:
                 topic.tell(frame(chosen))
 
     def reloaded(self) -> None:
@@ -177,7 +203,8 @@ class EventStreams:
             topic.outdate()
 
     def trouble(self, code: str, detail: str) -> None:
-        """Tells of a fault of this node, which is nobody else's: `registry:error`."""
+        """Tells of a fault of this node, which is nobody else's: `registry:error`. It names no service, and
+        concerns every caller."""
         self._errors += 1
         kind, source = "registry:error", self._source()
         time = rfc3339(self._clock.now())
@@ -225,8 +252,9 @@ class EventStreams:
 
     def _events(self, wanted: Wanted, position: Position, changes: Sequence[Change]) -> bytes:
         return b"".join(
-            self._render(change).chosen(
-                wanted, after=position.number if change.at == position.at else -1
+            self._render(part).chosen(
+                wanted, after=position.number if part.at == position.at else -1
             )
             for change in changes
+            if (part := within(change, wanted.prefixes)) is not None
         )

@@ -19,12 +19,14 @@ from registryd.feed.stream import Change
 from registryd.registry.query import Filters
 from registryd.registry.reads import LOOK_AT_ONCE
 from registryd.registry.versions import ANY_VERSION, CapabilityTerm
-from registryd.registry.view import Instance, Move, View
+from registryd.registry.view import PREFIX, Instance, Move, View
 from registryd.web.reply import frame
 
 NO_LONGER: Final = "no longer matches"
 
-_NARROW: Final = ("service", "dependsOn", "model", "capability", "tag", "zone", "environment")
+_NARROW: Final = (
+    "service", "dependsOn", "model", "capability", "prefix", "tag", "zone", "environment",
+)  # fmt: skip
 """Kinds of terms, the rarer first: a query is looked for under its narrowest group."""
 
 
@@ -64,8 +66,10 @@ def matches(filters: Filters, instance: Instance) -> bool:
 
 
 def indexed_match(filters: Filters, instance: Instance) -> bool:
+    if filters.prefixes and not instance.service.startswith(filters.prefixes):
+        return False
     terms = instance.terms
-    for group in filters.groups:
+    for group in filters.indexed:
         if not any(term in terms for term in group):
             return False
     if filters.capability and not any(_claims(terms, term) for term in filters.capability):
@@ -144,12 +148,17 @@ class QueryIndex:
 
     def __init__(self) -> None:
         self._by_term: dict[str, set[WatchTopic]] = {}
+        self._lengths: set[int] = set()
+        """How long the prefixes among the terms are: no instance has those, its service's name tells."""
         self._others: set[WatchTopic] = set()
         """Those of queries without a term: each change may concern them."""
 
     def add(self, topic: "WatchTopic") -> None:
         for members in self._places(topic):
             members.add(topic)
+        for term in _narrowest(topic.query.groups):
+            if term.startswith(PREFIX):
+                self._lengths.add(len(term) - len(PREFIX))
 
     def drop(self, topic: "WatchTopic") -> None:
         for members in self._places(topic):
@@ -168,7 +177,10 @@ class QueryIndex:
                     instance is after and before is not None and before.terms is instance.terms
                 ):
                     continue
-                for term in instance.terms:
+                terms = instance.terms
+                if self._lengths:
+                    terms += tuple(PREFIX + instance.service[:length] for length in self._lengths)
+                for term in terms:
                     members = self._by_term.get(term)
                     if members is not None:
                         found |= members

@@ -7,8 +7,8 @@ at the moment of asking.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, reduce
 from operator import and_
 from typing import Final, TypeVar
 
@@ -26,7 +26,7 @@ from registryd.registry.versions import (
     parse_capability,
     parse_range,
 )
-from registryd.registry.view import Contents, Instance, View
+from registryd.registry.view import PREFIX, Contents, Instance, View
 
 FIELDS: Final = frozenset(
     {
@@ -93,10 +93,23 @@ class Filters:
     expression: Expression | None = None
     service: str | None = None
     """One service by its exact name; set by routes whose path names it."""
+    prefixes: tuple[str, ...] = ()
+    """Only services whose names begin with one of these, in the words of `shortest`; see `within`."""
+
+    def within(self, prefixes: tuple[str, ...]) -> "Filters":
+        """The same for a caller with these prefixes, if any."""
+        return replace(self, prefixes=shortest(prefixes)) if prefixes else self
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The terms by which the answer can change: any of each group, all groups together."""
+        if not self.prefixes:
+            return self.indexed
+        return (*self.indexed, tuple(f"{PREFIX}{prefix}" for prefix in self.prefixes))
+
+    @cached_property
+    def indexed(self) -> tuple[tuple[str, ...], ...]:
+        """Those of them that instances have."""
         groups = [
             tuple(f"{kind}:{value}" for value in values)
             for kind, values in (
@@ -134,8 +147,10 @@ class Filters:
     def slots(self, contents: Contents) -> BitMap | None:
         """The slots of those that match but for the expression; None means all there are."""
         members = [_union(contents, terms) for terms in self._resolved(contents)]
-        if self.name is not None:
-            names = filter(self.name.search, contents.names)
+        if self.name is not None or self.prefixes:
+            names: Iterable[str] = contents.names_within(self.prefixes)
+            if self.name is not None:
+                names = filter(self.name.search, names)
             members.append(_union(contents, [f"service:{name}" for name in names]))
         if not members:
             return None
@@ -145,7 +160,7 @@ class Filters:
 
     def _resolved(self, contents: Contents) -> Iterable[tuple[str, ...]]:
         """The groups with ranges replaced by the versions that exist."""
-        for terms in self.groups:
+        for terms in self.indexed:
             if not terms[0].startswith("capability:"):
                 yield terms
         if self.capability:
@@ -175,6 +190,26 @@ def _union(contents: Contents, terms: Sequence[str]) -> BitMap:
     if len(found) == 1:
         return found[0]
     return BitMap.union(*found) if found else BitMap()
+
+
+WHOLE: Final = Filters()
+"""All there is."""
+
+
+@lru_cache(maxsize=1024)
+def shortest(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """What these prefixes mean, in one way: in order, without those that begin with another."""
+    kept: list[str] = []
+    for prefix in sorted(prefixes):
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
+    return tuple(kept)
+
+
+@lru_cache(maxsize=1024)
+def spelled(prefixes: tuple[str, ...]) -> str:
+    """The same as text, equal for equal meanings: `["team-a.","team-b."]`. JSON in ASCII."""
+    return json.dumps(shortest(prefixes), separators=(",", ":"))
 
 
 _NO_TERMS: Final[tuple[CapabilityTerm, ...]] = ()

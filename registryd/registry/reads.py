@@ -5,9 +5,10 @@ The store is not asked here, but by a reader who wants `consistency=strong`.
 
 import asyncio
 import gzip
+import hashlib
 import re
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Final
@@ -29,7 +30,7 @@ from registryd.registry.listing import (
     render,
     render_matched,
 )
-from registryd.registry.query import FILTERS, Filters, parse_filters
+from registryd.registry.query import FILTERS, Filters, parse_filters, spelled
 from registryd.registry.view import View
 from registryd.web.reply import Header, Reply
 from registryd.web.request import Request
@@ -55,7 +56,8 @@ Groups = Iterable[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A parsed list request. `key` names the answer in the cache."""
+    """A parsed list request. `key` names the answer in the cache. For a caller with prefixes both it and
+    `mark`, which stands in the ETag, tell them."""
 
     key: str
     filters: Filters
@@ -64,6 +66,7 @@ class ListQuery:
     """As they were given, for the link to the next page."""
     plain: bool
     """Nothing is said of when to answer: the view as it is will do."""
+    mark: str = ""
 
 
 class Reads:
@@ -135,31 +138,33 @@ class Reads:
     def stale_ms(self) -> int:
         return int(self._follower.stale_for * 1000)
 
-    def headers(self, revision: Revision | None = None) -> list[Header]:
-        """What every read carries: the revision the node is at, the ETag, and the store's absence."""
+    def headers(self, revision: Revision | None = None, mark: str = "") -> list[Header]:
+        """What every read carries: the revision the node is at, the ETag, and the store's absence. `mark`
+        is that of a caller for whom the answer was narrowed."""
         headers = [
             ("X-Registry-Revision", str(self._view.revision)),
-            ("ETag", etag(revision or self._view.revision)),
+            ("ETag", etag(revision or self._view.revision, mark)),
             ("Cache-Control", "no-cache"),
         ]
         if stale := self.stale_ms:
             headers.append(("X-Registry-Stale-Ms", str(stale)))
         return headers
 
-    def unchanged(self, request: Request, groups: Groups) -> Reply | None:
-        return self._unchanged(request.headers.get("If-None-Match"), groups)
+    def unchanged(self, request: Request, groups: Groups, mark: str = "") -> Reply | None:
+        return self._unchanged(request.headers.get("If-None-Match"), groups, mark)
 
-    def _unchanged(self, condition: str | None, groups: Groups) -> Reply | None:
-        """304 when the caller's copy still holds: no term of the query changed since its revision."""
+    def _unchanged(self, condition: str | None, groups: Groups, mark: str) -> Reply | None:
+        """304 when the caller's copy still holds: no term of the query changed since its revision, and it
+        was made for a caller with the same prefixes."""
         if condition is None:
             return None
-        for revision in _etags(condition):
+        for revision in _etags(condition, mark):
             if (
                 revision.epoch == self._view.revision.epoch
                 and self._view.changed_at(groups) <= revision.rev <= self._view.revision.rev
             ):
                 self._not_modified.inc()
-                return Reply(304, headers=self.headers(revision))
+                return Reply(304, headers=self.headers(revision, mark))
         return None
 
     async def changed(self, request: Request, groups: Groups) -> list[Header]:
@@ -207,12 +212,12 @@ class Reads:
             await self.fresh(request)
             extra = await self.changed(request, groups)
         extra += _VARY
-        if reply := self.unchanged(request, groups):
+        if reply := self.unchanged(request, groups, query.mark):
             return reply.with_headers(extra)
         listing = self._kept(query)
         (self._misses if listing is None else self._hits).inc()
         listing = listing or self._rendered(query) or await self._searched(query)
-        reply = Reply(200, listing.body, headers=self.headers(listing.revision))
+        reply = Reply(200, listing.body, headers=self.headers(listing.revision, query.mark))
         if listing.next is not None:
             path = request.raw.rel_url.raw_path
             reply.headers.append(("Link", next_link(path, query.parameters, listing.next)))
@@ -220,12 +225,13 @@ class Reads:
         return reply.with_headers(extra)
 
     def list_shortly(self, exchange: Exchange) -> bool:
-        """The same in the fast lane, for a query asked before whose answer needs no waiting."""
+        """The same in the fast lane, for a query asked before whose answer needs no waiting, by a caller
+        without prefixes."""
         query, headers = self._queries.get(exchange.query), exchange.headers
         if query is None or not (query.plain and self._follower.loaded):
             return False
         groups = query.filters.groups
-        if reply := self._unchanged(headers.get("if-none-match"), groups):
+        if reply := self._unchanged(headers.get("if-none-match"), groups, ""):
             exchange.reply(reply.with_headers(_VARY))
             return True
         kept = self._kept(query)
@@ -250,9 +256,12 @@ class Reads:
     def _query(self, request: Request) -> ListQuery:
         """The parsed query; clients ask the same ones again and again."""
         text = request.raw.raw_path.partition("?")[2]
+        if request.caller.prefixes:
+            # No query as it stands in a request has a space in it.
+            text = f"{spelled(request.caller.prefixes)} {text}"
         query = self._queries.get(text)
         if query is None:
-            query = parse_list(request)
+            query = narrowed(parse_list(request), request.caller.prefixes)
             if len(self._queries) >= QUERIES_KEPT:
                 self._queries.clear()
             if len(text) <= 1024:
@@ -325,6 +334,27 @@ def parse_list(request: Request) -> ListQuery:
     return ListQuery(key, parse_filters(parameters), parse_page(parameters), given, plain)
 
 
+def narrowed(query: ListQuery, prefixes: tuple[str, ...]) -> ListQuery:
+    """The query as a caller with these prefixes, if any, may ask it."""
+    if not prefixes:
+        return query
+    return replace(
+        query,
+        key=f"{spelled(prefixes)} {query.key}",
+        filters=query.filters.within(prefixes),
+        mark=mark_of(prefixes),
+    )
+
+
+@lru_cache(maxsize=1024)
+def mark_of(prefixes: tuple[str, ...]) -> str:
+    """What tells the ETags of narrowed answers apart: one caller's copy is nothing to another. "" for no
+    prefixes."""
+    if not prefixes:
+        return ""
+    return hashlib.blake2b(spelled(prefixes).encode(), digest_size=8).hexdigest()
+
+
 _VARY: Final = (("Vary", "Accept-Encoding"),)
 """On lists of any size: a 304 does not know it."""
 
@@ -342,17 +372,19 @@ def known_parameters(request: Request, *known: str) -> Mapping[str, str]:
     return {name: request.one(name) or "" for name in request.query}
 
 
-def etag(revision: Revision) -> str:
+def etag(revision: Revision, mark: str = "") -> str:
     """Weak: answers at one revision are equal in meaning, whichever node or encoding they come from."""
-    return f'W/"{revision}"'
+    return f'W/"{revision}.{mark}"' if mark else f'W/"{revision}"'
 
 
-_ETAG: Final = re.compile(r'(?:W/)?"(\d{1,20})-(\d{1,18})"')
+_ETAG: Final = re.compile(r'(?:W/)?"(\d{1,20})-(\d{1,18})(?:\.([0-9a-f]{16}))?"')
 
 
-def _etags(condition: str) -> Iterable[Revision]:
-    for epoch, rev in _ETAG.findall(condition[:4096]):
-        yield Revision(int(epoch), int(rev))
+def _etags(condition: str, mark: str) -> Iterable[Revision]:
+    """The revisions of the tags with that mark."""
+    for epoch, rev, given in _ETAG.findall(condition[:4096]):
+        if given == mark:
+            yield Revision(int(epoch), int(rev))
 
 
 def _wait(request: Request) -> timedelta | None:

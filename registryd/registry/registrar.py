@@ -32,6 +32,7 @@ from registryd.kit.clock import from_ms, rfc3339
 from registryd.registry.admit import RegistrationQueue
 from registryd.registry.bodies import Beat, canonical_names, merge, parse_registration
 from registryd.registry.document import compose, encode
+from registryd.registry.quota import Quota, admit
 from registryd.registry.renew import MAX_BATCH, RenewalQueue, Settle
 from registryd.registry.store import (
     DEFAULT_CHECK,
@@ -101,6 +102,7 @@ class Registrar:
         renewals: RenewalQueue,
         *,
         default_ttl: Callable[[], timedelta],
+        quota: Callable[[], Quota],
         default_check: HealthCheck = DEFAULT_CHECK,
     ) -> None:
         self._store = store
@@ -109,19 +111,27 @@ class Registrar:
         self._renewals = renewals
         self._registrations = RegistrationQueue(store)
         self._default_ttl = default_ttl
+        self._quota = quota
         self._default_check = default_check
 
     # --- registering
 
     async def register(
-        self, registration: Registration, *, expected: str = "", exclusive: bool = False
+        self,
+        registration: Registration,
+        *,
+        prefixes: tuple[str, ...] = (),
+        expected: str = "",
+        exclusive: bool = False,
     ) -> Written:
-        """Registers, or renews when nothing changed.
+        """Registers, or renews when nothing changed. Raises RateLimited where it is one too many for the
+        registry, the service or a caller with these prefixes.
 
         `expected` is what `If-Match` and the like ask (see `pinned`), else PreconditionFailed. With
         `exclusive` an id that lives at another endpoint is not taken over: the newcomer gets its own.
         """
         entry = self._entry(registration)
+        admit(self._view, self._quota(), entry.id, prefixes)
         expected = await self.pinned(entry.id, expected)
         incarnation = registration.incarnation or ""
         stored = await self._registrations.register(
@@ -136,11 +146,13 @@ class Registrar:
         )
         if isinstance(stored, Refused):
             if stored.why == "taken":
-                return await self._register_beside(registration, entry.id)
+                return await self._register_beside(registration, entry.id, prefixes)
             raise _precondition(expected)
         return await self._written(entry.id, entry.document, stored)
 
-    async def _register_beside(self, registration: Registration, taken: str) -> Written:
+    async def _register_beside(
+        self, registration: Registration, taken: str, prefixes: tuple[str, ...]
+    ) -> Written:
         endpoint = hashlib.blake2b(registration.endpoint.encode(), digest_size=4).hexdigest()
         instance_id = f"{taken.partition(':')[2][:119]}~{endpoint}"
         log.warning(
@@ -148,7 +160,8 @@ class Registrar:
             instance=taken,
             given=instance_id,
         )
-        return await self.register(registration.model_copy(update={"instance_id": instance_id}))
+        newcomer = registration.model_copy(update={"instance_id": instance_id})
+        return await self.register(newcomer, prefixes=prefixes)
 
     def _entry(self, registration: Registration) -> Entry:
         instance_id = registration.instance_id or default_instance_id(registration.endpoint)

@@ -26,8 +26,8 @@ from registryd.registry.bodies import parse, parse_beats, parse_registration
 from registryd.registry.legacy import registration_of
 from registryd.registry.listing import array, service_object
 from registryd.registry.pick import Strategy, Wish, candidates, choose, why_none
-from registryd.registry.query import FILTERS, parse_filters
-from registryd.registry.reads import Reads, etag, known_parameters, next_link
+from registryd.registry.query import FILTERS, WHOLE, parse_filters
+from registryd.registry.reads import Reads, etag, known_parameters, mark_of, next_link
 from registryd.registry.reaper import Reaper
 from registryd.registry.registrar import Registrar, Written, moment, refused_renewal
 from registryd.registry.renew import Outcome
@@ -58,8 +58,9 @@ from registryd.registry.types import (
     Stats,
     identity,
     renew_interval,
+    split_identity,
 )
-from registryd.registry.view import EVERYTHING, Instance, View
+from registryd.registry.view import Instance, View
 from registryd.web import codec
 from registryd.web.caller import Permission, Scope
 from registryd.web.reply import Header, Reply
@@ -99,14 +100,18 @@ class ServiceRoutes:
 
     async def register(self, request: Request) -> Reply:
         registration = parse_registration(await request.json())
-        return self._registered(await self._registrar.register(registration), registration)
+        request.caller.demand(registration.name)
+        written = await self._registrar.register(registration, prefixes=request.caller.prefixes)
+        return self._registered(written, registration)
 
     async def put_instance(self, request: Request) -> Reply:
         name, instance_id = request.params["name"], request.params["id"]
         registration = parse_registration(
             await request.json(), service=name, instance_id=instance_id
         )
-        written = await self._registrar.register(registration, expected=_expected(request))
+        written = await self._registrar.register(
+            registration, prefixes=request.caller.prefixes, expected=_expected(request)
+        )
         return self._registered(written, registration)
 
     def _registered(self, written: Written, registration: Registration) -> Reply:
@@ -283,7 +288,11 @@ class ServiceRoutes:
         return _renewed(await self._registrar.renew(name, instance_id, heartbeat))
 
     async def heartbeat_batch(self, request: Request) -> Reply:
-        words = await self._registrar.renew_many(parse_beats(await request.json_text()))
+        beats = parse_beats(await request.json_text())
+        if request.caller.prefixes:
+            for name, _ in beats:
+                request.caller.demand(split_identity(name)[0])
+        words = await self._registrar.renew_many(beats)
         return Reply(200, codec.dumps({"results": words}))
 
     # --- reading
@@ -380,8 +389,11 @@ class ServiceRoutes:
     async def stats(self, request: Request) -> Reply:
         known_parameters(request)
         await self._reads.fresh(request)
-        if reply := self._reads.unchanged(request, ((EVERYTHING,),)):
+        scope, mark = WHOLE.within(request.caller.prefixes), mark_of(request.caller.prefixes)
+        if reply := self._reads.unchanged(request, scope.groups, mark):
             return reply
+        if scope is not WHOLE:
+            return _shown(registry_stats(self._view, scope), self._reads.headers(mark=mark))
         at = self._view.at()
         if self._figures[0] != at:
             self._figures = (at, registry_stats(self._view))
@@ -390,9 +402,10 @@ class ServiceRoutes:
     async def capabilities(self, request: Request) -> Reply:
         parameters = known_parameters(request, "limit", "cursor")
         await self._reads.fresh(request)
-        if reply := self._reads.unchanged(request, ((EVERYTHING,),)):
+        scope, mark = WHOLE.within(request.caller.prefixes), mark_of(request.caller.prefixes)
+        if reply := self._reads.unchanged(request, scope.groups, mark):
             return reply
-        found = capabilities(self._view)
+        found = capabilities(self._view, scope)
         after, limit = parameters.get("cursor", ""), _limit(parameters.get("limit"))
         rest = [one for one in found if one.name > after]
         answer = CapabilityList(
@@ -400,7 +413,7 @@ class ServiceRoutes:
             total=len(found),
             next=rest[limit - 1].name if len(rest) > limit else None,
         )
-        headers = self._reads.headers()
+        headers = self._reads.headers(mark=mark)
         if answer.next is not None:
             headers.append(
                 (
@@ -429,7 +442,10 @@ class ServiceRoutes:
 
     async def legacy_register(self, request: Request) -> Reply:
         body = parse(LegacyRegistration, await request.json())
-        written = await self._registrar.register(registration_of(body), exclusive=True)
+        request.caller.demand(body.service_name)
+        written = await self._registrar.register(
+            registration_of(body), prefixes=request.caller.prefixes, exclusive=True
+        )
         return _shown(LegacyRegistered(instance_id=written.instance_id), self._at(), status=201)
 
     async def legacy_deregister(self, request: Request) -> Reply:
@@ -440,6 +456,7 @@ class ServiceRoutes:
                     f"{parameter}: has to be given in the query, such as "
                     "/deregister?service_name=chat&instance_id=chat-1"
                 )
+        request.caller.demand(str(name))
         # What cannot be a name is no instance's, and unknown ones are fine.
         if NAME_RE.fullmatch(name or "") and INSTANCE_ID_RE.fullmatch(instance_id or ""):
             await self._registrar.deregister(str(name), [str(instance_id)])
@@ -473,7 +490,7 @@ class ServiceRoutes:
                 tag="services",
                 body=Registration,
                 answers=registered,
-                problems=(409, 413, 415, 422),
+                problems=(409, 413, 415, 422, 429),
             ),
             Route(
                 method="GET",
@@ -584,7 +601,7 @@ class ServiceRoutes:
                 segments=INSTANCE,
                 body=Registration,
                 answers=registered,
-                problems=(409, 412, 413, 415, 422),
+                problems=(409, 412, 413, 415, 422, 429),
             ),
             Route(
                 method="PATCH",
@@ -742,7 +759,7 @@ class ServiceRoutes:
                 permission=reader,
                 scope=Scope.NARROWED,
                 operation_id="getStats",
-                summary="Figures over the whole registry",
+                summary="Figures over all services that the caller may see",
                 tag="registry",
                 query=fresh,
                 answers={200: Answer("The figures", Stats), 304: _NOT_MODIFIED},
@@ -785,7 +802,7 @@ class ServiceRoutes:
                 tag="microservice clients",
                 body=LegacyRegistration,
                 answers={201: Answer("Registered", LegacyRegistered)},
-                problems=(409, 413, 415, 422),
+                problems=(409, 413, 415, 422, 429),
             ),
             Route(
                 method="POST",
@@ -924,9 +941,10 @@ def _expected(request: Request) -> str:
     if condition.strip() == "*":
         return "present"
     try:
-        # Of several any will do, so the latest one.
+        # Of several any will do, so the latest one. What stands behind the revision says for whom the
+        # answer was made.
         tags = [tag.strip().removeprefix("W/").strip('"') for tag in condition.split(",")]
-        return str(max(parse_revision(tag) for tag in tags))
+        return str(max(parse_revision(tag.partition(".")[0]) for tag in tags))
     except Malformed:
         raise PreconditionFailed(
             "If-Match: not an ETag that this registry gave; read the instance and send its ETag"

@@ -43,6 +43,7 @@ MAX_TTL_SECONDS: Final = 86_400
 MAX_DOCUMENT_BYTES: Final = 64 * 1024
 MAX_CAPABILITIES: Final = 128
 MAX_TAGS: Final = 64
+MAX_METADATA: Final = 256
 MAX_MODELS: Final = 256
 MAX_DEPENDENCIES: Final = 128
 MAX_BATCH: Final = 10_000
@@ -283,6 +284,14 @@ class Metadata(Shape):
 
     tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
     environment: Environment | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if len(self.model_extra or ()) > MAX_METADATA:
+            raise PydanticCustomError(
+                "too_many", "at most {most} fields of one's own", {"most": MAX_METADATA}
+            )
+        return self
 
     @field_validator("tags")
     @classmethod

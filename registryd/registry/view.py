@@ -8,7 +8,7 @@ import json
 import sys
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, cast
 
@@ -21,6 +21,11 @@ from registryd.registry.types import PREFERENCE, AdminState, HealthStatus, split
 
 EVERYTHING: Final = "*"
 """The term that every change stamps."""
+PREFIX: Final = "prefix:"
+"""What terms begin with that stand for all services whose names begin alike. No instance has them: they
+are stamped for those who ask."""
+_AFTER_ANY: Final = "\x7f"
+"""Comes after every character of a name."""
 
 _LIVE: Final = b'"state":"live"},"revision":"'
 _SUSPECT: Final = b'"state":"suspect"},"revision":"'
@@ -243,6 +248,17 @@ class Contents:
                 del self.names[bisect_left(self.names, before.service)]
         return before
 
+    def names_within(self, prefixes: Sequence[str]) -> list[str]:
+        """The names, in order, that begin with one of these, which are in order and none of which begins
+        with another; no prefixes are no limit."""
+        if not prefixes:
+            return self.names
+        found: list[str] = []
+        for prefix in prefixes:
+            start = bisect_left(self.names, prefix)
+            found += self.names[start : bisect_left(self.names, prefix + _AFTER_ANY, start)]
+        return found
+
     def at(self, slots: BitMap) -> list[Instance]:
         """The instances in these slots, in no order that means anything."""
         taken = cast("list[Instance]", self.slots)  # as all slots are that an index knows
@@ -325,6 +341,33 @@ class Point(NamedTuple):
     generation: int
 
 
+class Stamps(dict[str, int]):
+    """The rev at which each term last changed. Of a term without a stamp no more is known than that
+    nothing has changed it after `floor`; a prefix is stamped from when it is first asked for."""
+
+    def __init__(self, floor: int = 0) -> None:
+        super().__init__()
+        self.floor = floor
+        self._lengths: set[int] = set()
+        """How long the prefixes are that were asked for: each is then found by one look-up."""
+
+    def __missing__(self, term: str) -> int:
+        if not term.startswith(PREFIX):
+            return self.floor
+        self._lengths.add(len(term) - len(PREFIX))
+        rev = self[term] = self[EVERYTHING]
+        return rev
+
+    def stamp(self, instance: Instance, rev: int) -> None:
+        for term in instance.terms:
+            self[term] = rev
+        self[EVERYTHING] = rev
+        for length in self._lengths:
+            term = PREFIX + instance.service[:length]
+            if term in self:
+                self[term] = rev
+
+
 class View:
     """What this node answers from. `revision` is the last change it holds."""
 
@@ -333,8 +376,7 @@ class View:
         self.revision = NOWHERE
         self.generation = 0
         """Counts what `replace` put in place: answers of another generation hold no more."""
-        self._stamps: dict[str, int] = {}
-        self._floor = 0
+        self._stamps = Stamps()
         self._settled = 0
 
     def __len__(self) -> int:
@@ -356,8 +398,8 @@ class View:
         self.contents = contents
         self.revision = revision
         self.generation += 1
-        self._stamps = {}
-        self._floor = self._settled = max(revision.rev, end.rev)
+        self._settled = max(revision.rev, end.rev)
+        self._stamps = Stamps(self._settled)
 
     @property
     def settled(self) -> Revision:
@@ -392,21 +434,19 @@ class View:
         gone = self.contents.drop(identity) if identity else None
         if gone is None:
             return []
-        self._stamp(gone.terms, change.at)
+        self._stamp(gone, change.at)
         return [Move(gone, None)]
 
     def _put(self, instance: Instance, at: Revision) -> Move:
         before = self.contents.put(instance)
         if before is not None:
-            self._stamp(before.terms, at)
-        self._stamp(instance.terms, at)
+            self._stamp(before, at)
+        self._stamp(instance, at)
         return Move(before, instance)
 
-    def _stamp(self, terms: Iterable[str], at: Revision) -> None:
+    def _stamp(self, instance: Instance, at: Revision) -> None:
         stamps = self._stamps
-        for term in terms:
-            stamps[term] = at.rev
-        stamps[EVERYTHING] = at.rev
+        stamps.stamp(instance, at.rev)
         if len(stamps) > 2 * len(self.contents.index) + FORGOTTEN_TERMS:
             self._forget()
 
@@ -419,7 +459,7 @@ class View:
         )
         for rev, term in dead[: len(dead) // 2]:
             del self._stamps[term]
-            self._floor = max(self._floor, rev)
+            self._stamps.floor = max(self._stamps.floor, rev)
 
     def changed_at(self, groups: Iterable[tuple[str, ...]]) -> int:
         """The rev, in this epoch, up to which no change can have altered an answer.
@@ -429,10 +469,10 @@ class View:
         group: so an answer computed at R holds while the least of the groups' latest stamps is <= R
         (the min rule).
         """
-        stamps, floor = self._stamps, self._floor
-        changed = stamps.get(EVERYTHING, floor)
+        stamps = self._stamps
+        floor, changed = stamps.floor, stamps[EVERYTHING]
         for terms in groups:
-            latest = max((stamps.get(term, floor) for term in terms), default=floor)
+            latest = max((stamps[term] for term in terms), default=floor)
             if latest < changed:
                 changed = latest
         return max(changed, floor)

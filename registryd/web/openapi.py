@@ -22,6 +22,13 @@ _ROOT: Final = {"url": "/", "description": "Short form"}
 _LONG: Final = {"url": REGISTRY_PREFIX, "description": "Long form"}
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
 
+_ACCESS: Final = """\
+`x-registryd-permission` is the least role that an operation needs: `open` for none, then `reader`, `writer`, \
+`admin`. `x-registryd-scope` is what it is to callers limited to services whose names begin with a prefix: \
+`none`, it neither shows nor touches any service; `named`, refused (403) unless the service in the path is \
+theirs; `narrowed`, it leaves out what is not theirs, and refuses (403) what names another's; `whole`, refused, \
+as it is about the whole registry."""
+
 _PROBLEM_SCHEMA: Final = {
     "type": "object",
     "description": "RFC 9457 problem details.",
@@ -64,7 +71,7 @@ def document(routes: Sequence[Route], *, title: str, version: str) -> dict[str, 
     statuses = sorted({status for route in routes for status in _problems(route)})
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": version},
+        "info": {"title": title, "version": version, "description": _ACCESS},
         "servers": [_LONG, _ROOT],
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in routes)],
         "paths": paths,
@@ -95,6 +102,7 @@ def _operation(route: Route, models: _Models) -> dict[str, Any]:
         "summary": route.summary,
         "tags": [route.tag],
         "x-registryd-permission": route.permission.name.lower(),
+        "x-registryd-scope": route.scope.value,
     }
     if route.description:
         operation["description"] = route.description

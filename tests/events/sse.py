@@ -97,24 +97,29 @@ class Source:
 
 
 async def connect(
-    host: str, port: int, path: str, *, last_id: str = "", method: str = "GET"
+    host: str, port: int, path: str, *, last_id: str = "", method: str = "GET", **headers: str
 ) -> Source:
     reader, writer = await asyncio.open_connection(host, port, limit=16 * 1024 * 1024)
-    resume = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{resume}\r\n".encode())
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
+    if last_id:
+        lines.append(f"Last-Event-ID: {last_id}\r\n")
+    head = f"{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{''.join(lines)}\r\n"
+    writer.write(head.encode())
     source = Source(reader, writer)
     source.last_id = last_id
     source.head = (await reader.readuntil(b"\r\n\r\n")).decode()
     return source
 
 
-async def open_source(api: Api, path: str, *, last_id: str = "") -> Source:
-    return await connect(*api.daemon.addresses[0], path, last_id=last_id)
+async def open_source(api: Api, path: str, *, last_id: str = "", **headers: str) -> Source:
+    return await connect(*api.daemon.addresses[0], path, last_id=last_id, **headers)
 
 
 @asynccontextmanager
-async def listening(api: Api, path: str, *, last_id: str = "") -> AsyncIterator[Source]:
-    source = await open_source(api, path, last_id=last_id)
+async def listening(
+    api: Api, path: str, *, last_id: str = "", **headers: str
+) -> AsyncIterator[Source]:
+    source = await open_source(api, path, last_id=last_id, **headers)
     assert source.status == 200, source.head
     try:
         yield source

@@ -210,6 +210,7 @@ def test_what_one_call_carries_is_bounded_but_never_nothing() -> None:
 
 def test_a_moment_or_revision_bounds_what_is_wanted() -> None:
     entry = {
+        "service": "chat",
         "instanceId": "a",
         "type": "x:y",
         "time": "2026-01-01T00:00:00.000Z",

@@ -36,13 +36,17 @@ QUERIES = [
     "tags=t1&filter=weight == 5",
     "service=chat",
     "service=chat,nosuch&health=unknown",
+    "within=ch",
+    "within=t,db&zone=z1",
+    "service=db,tts&within=d",
 ]
 
 
 def query(text: str) -> WatchQuery:
     parameters = dict(parse_qsl(text.replace("+", "%2B")))
     services = frozenset(filter(None, parameters.pop("service", "").split(",")))
-    return WatchQuery(text, parse_filters(parameters), services)
+    prefixes = tuple(filter(None, parameters.pop("within", "").split(",")))
+    return WatchQuery(text, parse_filters(parameters).within(prefixes), services)
 
 
 def some(dice: random.Random, *choices: Any) -> list[Any]:

@@ -115,6 +115,7 @@ queries = st.fixed_dictionaries(
         "zone": some_of("z1", "z2", "z3"),
         "model": some_of("m1", "m2"),
         "dependsOn": some_of("chat", "draw"),
+        "within": some_of("ch", "chat", "chatter", "draw", "e"),
         "filter": st.sampled_from(
             ["weight != 1", 'metadata.owner == "é"', "zone is empty and not b in metadata.tags"]
         ),
@@ -150,8 +151,15 @@ NAIVE: dict[str, Callable[[Any, str], bool]] = {
     "zone": lambda d, v: d.get("zone") in words(v),
     "model": lambda d, v: not set(words(v)).isdisjoint(d.get("models", ())),
     "dependsOn": lambda d, v: not set(words(v)).isdisjoint(d.get("dependsOn", ())),
+    "within": lambda d, v: d["name"].startswith(tuple(words(v))),
     "filter": lambda d, v: parse(v).matches(d),
 }
+
+
+def filters_of(query: dict[str, str]) -> Filters:
+    """`within` are the caller's prefixes, which no query parameter gives."""
+    prefixes = tuple(words(query["within"])) if "within" in query else ()
+    return parse_filters({k: v for k, v in query.items() if k != "within"}).within(prefixes)
 
 
 def naive(history: History, query: dict[str, str]) -> set[str]:
@@ -189,7 +197,7 @@ def test_a_query_finds_what_a_plain_filter_over_the_documents_finds(
     history = made(steps)
     view = view_of(history)
     for query in asked:
-        found = parse_filters(query).select(view)
+        found = filters_of(query).select(view)
         assert len(found) == len(set(found))
         assert {instance.id for instance in found} == naive(history, query)
 
@@ -232,7 +240,7 @@ def test_an_answer_that_is_said_to_hold_is_the_answer_of_now(
 ) -> None:
     history, view = History(), View()
     page = Page("instances" if by_instances else "services", limit=None)
-    filters = [parse_filters(query) for query in asked]
+    filters = [filters_of(query) for query in asked]
     kept: list[list[Listing]] = [[render(view, one, page)] for one in filters]
     for step in steps:
         before = len(history.changes)
@@ -260,7 +268,7 @@ def test_no_revision_seen_elsewhere_holds_wrongly_after_a_snapshot_taken_amid_ch
     # Another node followed every change, and a client brings what it answered.
     history, elsewhere = History(), View()
     held_at: list[dict[str, Held]] = [{}]
-    filters = [parse_filters(query) for query in asked]
+    filters = [filters_of(query) for query in asked]
     answers = [{0: select(elsewhere, one)} for one in filters]
     for step in steps:
         step(history)
@@ -318,6 +326,9 @@ def test_an_answer_about_one_service_outlives_every_change_of_others(
         ({"health": "unknown", "tags": "a"}, True),
         ({"health": "unknown"}, False),
         ({"filter": "weight == 1", "tags": "a"}, True),
+        ({"within": "cha"}, True),
+        ({"within": "cha,dra"}, False),
+        ({"within": "draw", "zone": "z1"}, True),
         ({}, False),
     ],
 )
@@ -327,7 +338,8 @@ def test_a_change_ends_only_answers_all_of_whose_terms_it_touches(
     history, view = History(), View()
     history.register("chat", metadata={"tags": ["a"]}, zone="z1")
     view.apply(history.changes[0])
-    filters = parse_filters(query)
+    filters = filters_of(query)
     listing = render(view, filters, Page())
+    assert holds(listing, view, filters.groups)  # and a prefix is followed from now on
     view.apply(history.register("draw", metadata={"tags": ["b"]}, zone="z2"))
     assert holds(listing, view, filters.groups) is survives

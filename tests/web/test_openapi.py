@@ -8,7 +8,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 from wired import route
 
-from registryd.web.caller import Permission
+from registryd.web.caller import Permission, Scope
 from registryd.web.openapi import document
 from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Param
 
@@ -41,6 +41,7 @@ ROUTES = (
         "PUT",
         "/things/{id}",
         mount=Mount.REGISTRY,
+        scope=Scope.NAMED,
         operation_id="putThing",
         permission=Permission.WRITER,
         segments={"id": re.compile("[a-z]+")},
@@ -113,6 +114,7 @@ def test_bodies_are_listed_by_media_type(spec):
 def test_permissions_and_tags_are_told(spec):
     operation = spec["paths"]["/things/{id}"]["put"]
     assert operation["x-registryd-permission"] == "writer"
+    assert operation["x-registryd-scope"] == "named"
     assert operation["tags"] == ["test"]
 
 
