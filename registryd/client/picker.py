@@ -70,7 +70,8 @@ class Picker:
         self._known = Known(clock=clock, doubt_for=doubt_for)
         self._news = asyncio.Event()
         """Something has been heard, be it that nobody answers."""
-        self._refused: RegistrydError | None = None
+        self._trouble: RegistrydError | None = None
+        """Why nothing is known yet."""
         self._sound = False
         """Whether what is known came without an interruption since."""
         self._turn = 0
@@ -95,8 +96,8 @@ class Picker:
             except TimeoutError:
                 pass  # then the choice below says what is known, which is nothing
         instances = self.found.instances
-        if self._refused is not None and not instances:
-            raise self._refused
+        if self._trouble is not None and self._known.agreed is None:
+            raise self._trouble
         rejected = self.outliers.ejected([one.instance_id for one in instances])
         able = candidates(instances, rejected=rejected, zone=self._zone)
         if not able:
@@ -149,7 +150,7 @@ class Picker:
                 await asyncio.sleep(POLL)
             except RegistrydError as error:
                 log.error("cannot watch %s: %s", self.service, error.detail)  # noqa: TRY400  expected
-                self.connected, self._refused = False, error
+                self.connected, self._trouble = False, error
                 self._news.set()
                 return
 
@@ -174,8 +175,8 @@ class Picker:
         filters = cast("Filters", {**self._filters, "name": name})
         try:
             instances, revision, stale = await self._client.list_instances(filters, patience=0)
-        except PASSING:
-            self._sound = False
+        except PASSING as error:
+            self._sound, self._trouble = False, error
         else:
             self._known.take(instances, revision, interrupted=not self._sound, stale_for=stale)
             self._sound = True
