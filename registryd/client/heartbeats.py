@@ -6,9 +6,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from registryd.client.retry import CAP, pause
+from registryd.client.signals import before_sigterm
 from registryd.errors import RegistrydError
 from registryd.registry.types import MAX_BATCH
 
@@ -32,15 +34,23 @@ class Heartbeats:
         self._dice = dice
         self._clock = clock
         self._members: list[Registration] = []
+        self._draining: list[Registration] = []
+        self._signal = ExitStack()
         self._news = asyncio.Event()
         self._turning = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, one: Registration) -> None:
+    def add(self, one: Registration, *, drains: bool) -> None:
+        """From now on `one` is kept registered; `drains`: SIGTERM drains it first."""
         one.due = self._clock() + (
             self._next(one) if one.state == "registered" else pause(0, self._dice)
         )
         self._members.append(one)
+        if drains:
+            # A signal has one receiver: registrations that each took it would take it from each other.
+            if not self._draining:
+                self._signal.enter_context(before_sigterm(self._drain))
+            self._draining.append(one)
         self._news.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="registryd heartbeats")
@@ -49,8 +59,15 @@ class Heartbeats:
         """Returns when nothing is under way for it any more."""
         async with self._turning:
             self._members.remove(one)
+        if one in self._draining:
+            self._draining.remove(one)
+            if not self._draining:
+                self._signal.close()
         if not self._members:
             await self.close()
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*(one.drain() for one in self._draining))
 
     async def close(self) -> None:
         if self._task is not None:

@@ -16,6 +16,9 @@ from registryd.registry.types import InstanceShown
 DOUBT_FOR: Final = 30.0
 """Seconds. Services send heartbeats each third of their lease, and come back with the next."""
 
+OLD: Final = 600.0
+"""Seconds: what an earlier process knew longer ago is no reason to doubt anything."""
+
 Key = tuple[str, str]
 
 
@@ -43,6 +46,8 @@ class Known:
         self._told: dict[Key, InstanceShown] | None = None
         """What the registry says while it is doubted."""
         self._doubted_since = 0.0
+        self._old = False
+        """What is known comes from an earlier life, long ago."""
 
     @property
     def doubted(self) -> bool:
@@ -54,6 +59,7 @@ class Known:
         self._good = {key_of(one): one for one in instances}
         self.revision = revision
         self.agreed = self._clock() - age
+        self._old = age > OLD
 
     def take(
         self,
@@ -65,7 +71,7 @@ class Known:
     ) -> None:
         """A whole answer. `interrupted`: the registry could not be reached since the one before."""
         told = {key_of(one): one for one in instances}
-        first = self.agreed is None
+        first, self._old = self.agreed is None or self._old, False
         interrupted = interrupted or _epoch(revision) != _epoch(self.revision)
         self._hear(revision, stale_for)
         if first or not (interrupted or self._told is not None) or self._fits(told):

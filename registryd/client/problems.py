@@ -48,9 +48,12 @@ KNOWN: Final[Mapping[str, tuple[type[errors.RegistrydError], str]]] = MappingPro
 )
 """Code → class, and the sentence that every such error ends in."""
 
+WAIT: Final = "retryAfterSeconds"
 
-def problem(status: int, body: bytes, where: str) -> errors.RegistrydError:
-    """The exception that an answer of 400 or more stands for. `where` is the base URL that gave it."""
+
+def problem(status: int, body: bytes, where: str, wait: float) -> errors.RegistrydError:
+    """The exception that an answer of 400 or more stands for. `where` is the base URL that gave it;
+    `wait` what its `Retry-After` asks for (seconds), which becomes the member `retryAfterSeconds`."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -78,7 +81,10 @@ def problem(status: int, body: bytes, where: str) -> errors.RegistrydError:
     return cls(
         f"{detail} {advice}",
         errors=[_field(one) for one in document.get("errors", ())],
-        members={name: value for name, value in document.items() if name not in known},
+        members={
+            **{name: value for name, value in document.items() if name not in known},
+            **({WAIT: wait} if wait else {}),
+        },
     )
 
 

@@ -7,12 +7,10 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from registryd.client.identity import token
 from registryd.client.lives import Life, after_superseded
-from registryd.client.signals import before_sigterm
 from registryd.client.stream import PASSING
 from registryd.client.types import State
 from registryd.errors import NotFound, RegistrydError
@@ -37,8 +35,9 @@ class Registration:
     raised, unless `forgiving`.
 
     `drain()` takes the instance out of every choice and waits `drain_seconds`, in which callers hear of
-    it and running calls end. With `on_sigterm` a SIGTERM is answered by that, and only then handed on to
-    whoever handled it before; where nobody did, the program ends as by Ctrl-C.
+    it and running calls end. With `on_sigterm` a SIGTERM is answered by that (of all such registrations
+    of one client together), and only then handed on to whoever handled it before; where nobody did, the
+    program ends as by Ctrl-C.
 
     Superseded by another incarnation of the same id, it goes by `registryd.client.lives`: the later
     start keeps the id; the earlier one ends (`yielded`) if both stand for the same endpoint, else it
@@ -77,7 +76,6 @@ class Registration:
         self._forgiving = forgiving
         self._dice = dice
         self._registered = asyncio.Event()
-        self._undo = ExitStack()
 
     async def __aenter__(self) -> Self:
         try:
@@ -86,13 +84,10 @@ class Registration:
             if not (self._forgiving or isinstance(error, PASSING)):
                 raise
             log.warning("Service registry registration failed: %s", error.detail)
-        self._heartbeats.add(self)
-        if self._on_sigterm:
-            self._undo.enter_context(before_sigterm(self.drain))
+        self._heartbeats.add(self, drains=self._on_sigterm)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._undo.close()
         await self._heartbeats.remove(self)
         if self.state in {"registered", "draining"}:
             try:

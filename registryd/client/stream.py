@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from registryd.client.problems import WAIT
 from registryd.client.retry import pause
 from registryd.client.transport import Query, Transport
 from registryd.client.types import UnexpectedAnswer, Unreachable
@@ -111,5 +112,6 @@ async def follow(
             if attempt == 0:
                 log.info("%s", error.detail)
             yield Interrupted(error)
-            await sleep(max(assembler.retry if attempt else 0.0, pause(attempt, dice)))
+            wanted = error.members.get(WAIT, assembler.retry if attempt else 0.0)
+            await sleep(max(float(str(wanted)), pause(attempt, dice)))
             attempt += 1

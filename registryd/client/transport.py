@@ -153,7 +153,7 @@ class Transport:
                     await self._sleep(wait)
                     continue
             if isinstance(outcome, Reply):
-                raise problem(outcome.status, outcome.body, outcome.base)
+                raise problem(outcome.status, outcome.body, outcome.base, wanted)
             raise Unreachable(
                 f"the registry at {', '.join(self.urls)} did not answer {method} {path}: "
                 f"{outcome.why}. Check that it runs there and can be reached from here"
@@ -235,7 +235,8 @@ class Transport:
         try:
             async with self._open(base, "GET", target, None, sent, self.timeout, silence) as answer:
                 if answer.status >= 400:
-                    raise problem(answer.status, await answer.read(), base)
+                    wanted = retry_after(answer.headers.get("Retry-After"), self._now())
+                    raise problem(answer.status, await answer.read(), base, wanted)
                 if answer.content_type != "text/event-stream":
                     raise UnexpectedAnswer(
                         f"{base} answered {path} with {answer.content_type}, not with a stream. "

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -39,6 +40,19 @@ async def said(name: str, api: Api, *arguments: str) -> list[str]:
         output, _ = await process.communicate()
         assert process.returncode == 0
         return output.decode().splitlines()
+
+
+async def test_the_readmes_client_runs(api: Api, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    marker = "<!-- runs in tests/client/test_examples.py -->"
+    block = re.search(rf"{marker}\n```python\n(.*?)```", text, re.DOTALL)
+    assert block
+    program = tmp_path / "readme.py"
+    program.write_text(block[1])
+    assert await said(str(program), api) == [
+        "calling http://127.0.0.1:9000",
+        "['http://127.0.0.1:9000']",
+    ]
 
 
 async def test_the_pair_finds_each_other(api: Api) -> None:

@@ -102,6 +102,14 @@ def test_staleness_grows_until_the_registry_agrees_again() -> None:
     assert one.found().stale_for == 0
 
 
+@pytest.mark.parametrize(("age", "left"), [(599, ["a", "b", "c"]), (601, [])])
+def test_only_what_is_recent_is_a_reason_to_doubt(age: float, left: list[str]) -> None:
+    one = Known(clock=Clock(), doubt_for=30)
+    one.recall(several("a", "b", "c"), "5-1", age=age)
+    one.take([], "5-2", interrupted=True)
+    assert ids(one.found()) == left
+
+
 def test_what_is_kept_is_private_whole_and_found_again(tmp_path: Path) -> None:
     clock = Clock()
     shelf = Shelf(tmp_path / "cache", ["http://r", ""], now=clock)

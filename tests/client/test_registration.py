@@ -231,6 +231,25 @@ async def test_sigterm_is_handed_on_after_the_draining() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+async def test_sigterm_drains_every_registration_of_a_client(
+    api: Api, client: RegistryClient
+) -> None:
+    heard = asyncio.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    try:
+        async with (
+            client.registration("a", ENDPOINT, drain_seconds=1, on_sigterm=True) as first,
+            client.registration("b", ENDPOINT, drain_seconds=1, on_sigterm=True) as second,
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await eventually(lambda: (first.state, second.state) == ("draining", "draining"))
+            assert not heard.is_set()
+            await asyncio.wait_for(heard.wait(), 3)
+        assert await api.listed("") == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 async def test_a_second_sigterm_does_not_wait() -> None:
     heard = asyncio.Event()
     begun = asyncio.Event()

@@ -8,6 +8,7 @@ from servers import Clock, faulty, http, problem, stream
 from registryd import errors
 from registryd.client import RegistryClient, UnexpectedAnswer, Unreachable
 from registryd.client.retry import pause, retry_after
+from registryd.client.stream import Interrupted, Message, follow
 from registryd.client.transport import Transport
 
 OK = http(200, b'{"fine": true}')
@@ -143,6 +144,19 @@ async def test_a_stream_that_is_refused_raises_instead_of_trying_for_ever() -> N
     ):
         with pytest.raises(errors.Forbidden):
             await anext(client.watch("a"))
+
+
+async def test_a_stream_comes_back_when_it_was_told_to() -> None:
+    clock = Clock()
+    async with (
+        faulty(problem(503, "not_ready", Retry_After="9"), stream(": ping\n\n")) as server,
+        patient(clock, server.url) as transport,
+    ):
+        messages = follow(transport, "/watch", [], dice=random.Random(1), sleep=clock.sleep)
+        assert isinstance(await anext(messages), Interrupted)
+        assert isinstance(await anext(messages), Message)
+        await messages.aclose()
+    assert clock.slept == [9.0]
 
 
 def test_without_a_usable_url_nothing_begins() -> None:
