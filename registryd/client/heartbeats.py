@@ -40,17 +40,25 @@ class Heartbeats:
         self._turning = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, one: Registration, *, drains: bool) -> None:
-        """From now on `one` is kept registered; `drains`: SIGTERM drains it first."""
+    def drain_on_sigterm(self, one: Registration) -> None:
+        """SIGTERM drains `one`, before anything else. A signal has one receiver: registrations that each
+        took it would take it from each other."""
+        if not self._draining:
+            self._signal.enter_context(before_sigterm(self._drain))
+        self._draining.append(one)
+
+    def leave_sigterm(self, one: Registration) -> None:
+        if one in self._draining:
+            self._draining.remove(one)
+            if not self._draining:
+                self._signal.close()
+
+    def add(self, one: Registration) -> None:
+        """From now on `one` is kept registered."""
         one.due = self._clock() + (
             self._next(one) if one.state == "registered" else pause(0, self._dice)
         )
         self._members.append(one)
-        if drains:
-            # A signal has one receiver: registrations that each took it would take it from each other.
-            if not self._draining:
-                self._signal.enter_context(before_sigterm(self._drain))
-            self._draining.append(one)
         self._news.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="registryd heartbeats")
@@ -59,10 +67,6 @@ class Heartbeats:
         """Returns when nothing is under way for it any more."""
         async with self._turning:
             self._members.remove(one)
-        if one in self._draining:
-            self._draining.remove(one)
-            if not self._draining:
-                self._signal.close()
         if not self._members:
             await self.close()
 

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from registryd.client.identity import token
@@ -78,16 +79,23 @@ class Registration:
         self._registered = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        try:
-            await self.register()
-        except RegistrydError as error:
-            if not (self._forgiving or isinstance(error, PASSING)):
-                raise
-            log.warning("Service registry registration failed: %s", error.detail)
-        self._heartbeats.add(self, drains=self._on_sigterm)
+        with ExitStack() as undo:
+            if self._on_sigterm:
+                # First: a signal that comes right after the registration has to find it.
+                self._heartbeats.drain_on_sigterm(self)
+                undo.callback(self._heartbeats.leave_sigterm, self)
+            try:
+                await self.register()
+            except RegistrydError as error:
+                if not (self._forgiving or isinstance(error, PASSING)):
+                    raise
+                log.warning("Service registry registration failed: %s", error.detail)
+            undo.pop_all()
+        self._heartbeats.add(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._heartbeats.leave_sigterm(self)
         await self._heartbeats.remove(self)
         if self.state in {"registered", "draining"}:
             try:
