@@ -101,7 +101,7 @@ async def connect(
 ) -> Source:
     reader, writer = await asyncio.open_connection(host, port, limit=16 * 1024 * 1024)
     resume = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{resume}\r\n".encode())
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{resume}\r\n".encode())
     source = Source(reader, writer)
     source.last_id = last_id
     source.head = (await reader.readuntil(b"\r\n\r\n")).decode()
