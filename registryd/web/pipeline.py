@@ -240,7 +240,7 @@ class Pipeline:
                     pass
                 elif route.renewal:
                     finish = partial(self._finish_renewal, caller, peer)
-                elif not throttle.admit(caller, peer, write=write):
+                elif throttle.take(caller, peer, write) is not None:
                     return False
                 exchange = Exchange(
                     route, path, query, tuple(params), headers, request_id, began, send, finish

@@ -39,7 +39,7 @@ _UNACKED_MS: Final = 30_000
 """After this time without an acknowledgement the kernel gives a connection up (Linux)."""
 _TLS_GOODBYE: Final = 5.0
 """Seconds for the last bytes of a TLS connection to go out."""
-_FEW_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE_ALREADY: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
 _PAUSE: Final = 1.0
 """Seconds without accepting, when there are no files or memory left for it."""
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -130,10 +130,10 @@ class HttpServer:
             try:
                 client, address = await loop.sock_accept(sock)
             except OSError as error:
-                if error.errno in _FEW_FILES:
+                if error.errno not in _GONE_ALREADY:
                     log.warning("no connection can be accepted", error=error.strerror)
                     await asyncio.sleep(_PAUSE)
-                continue  # else the client has gone before it was accepted
+                continue
             release = None
             if self._throttle is not None:
                 release = self._throttle.connect(str(address[0]))

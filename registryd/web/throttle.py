@@ -9,7 +9,6 @@ incarnation's, is counted as a write afterwards: what runs out is answered 429 i
 import ipaddress
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,8 @@ from registryd.metrics import Metrics
 from registryd.web.caller import ANYBODY, Caller, Peer
 
 KEPT: Final = 50_000
-"""Buckets of one kind kept; beyond that the one used longest ago is forgotten, and full again."""
+"""Buckets of one kind kept; beyond that some are forgotten, and full again."""
+_NAMELESS: Final = ANYBODY.name
 _ROUNDING: Final = 1e-9
 _DENIED_BURST: Final = 60.0
 _WORDS: Final = {
@@ -68,7 +68,7 @@ class Buckets:
         self._room = max(burst_seconds, self._step) + _ROUNDING
         self._kept = kept
         self._now = now
-        self._full: OrderedDict[str, float] = OrderedDict()
+        self._full: dict[str, float] = {}
 
     def wait(self, key: str) -> float:
         """Seconds until there is a token; 0 while there is one."""
@@ -77,19 +77,22 @@ class Buckets:
 
     def take(self, key: str) -> float:
         """Takes a token and answers 0; or the seconds until there is one."""
-        full = self._full
         now = self._now()
-        at = full.get(key, now)
-        if at < now:
-            at = now
-        at += self._step
-        if (missing := at - now - self._room) > 0:
+        full = self._full.get(key, 0.0)
+        if full < now:
+            full = now
+        full += self._step
+        if (missing := full - now - self._room) > 0:
             return missing
-        full[key] = at
-        full.move_to_end(key)
-        if len(full) > self._kept:
-            full.popitem(last=False)
+        self._full[key] = full
+        if len(self._full) > self._kept:
+            self._forget(now)
         return 0.0
+
+    def _forget(self, now: float) -> None:
+        """Those that are full again say nothing; then half of the others, the ones known longest, go too."""
+        busy = [(key, full) for key, full in self._full.items() if full > now]
+        self._full = dict(busy[-(self._kept // 2) :])
 
     def give_back(self, key: str) -> None:
         if key in self._full:
@@ -138,10 +141,8 @@ class Throttle:
         self._metrics = metrics
         self._spared = spared
         self._network = lru_cache(KEPT)(network_of)
-        self._caller_reads = buckets(limits.caller.reads)
-        self._caller_writes = buckets(limits.caller.writes)
-        self._address_reads = buckets(limits.address.reads)
-        self._address_writes = buckets(limits.address.writes)
+        self._reads = buckets(limits.caller.reads), buckets(limits.address.reads)
+        self._writes = buckets(limits.caller.writes), buckets(limits.address.writes)
         self._denied = buckets(limits.denied_per_minute / 60, _DENIED_BURST)
         self._caller_streams = Slots(limits.caller.streams)
         self._address_streams = Slots(limits.address.streams)
@@ -150,21 +151,30 @@ class Throttle:
 
     # --- rates
 
-    def admit(self, caller: Caller, peer: Peer, *, write: bool) -> bool:
-        """Takes a token of the caller and one of the address, or neither."""
-        return self._take(caller, peer, write) is None
+    def take(self, caller: Caller, peer: Peer, write: bool) -> tuple[str, float] | None:
+        """Takes a token of the caller and one of the address, or neither: then which limit was met, and the
+        seconds until there is room again."""
+        by_caller, by_address = self._writes if write else self._reads
+        network = self._network(peer.address)
+        if wait := by_address.take(network):
+            return ("address_writes" if write else "address_reads"), wait
+        # Callers without a name have nothing in common but that.
+        if (name := caller.name) != _NAMELESS and (wait := by_caller.take(name)):
+            by_address.give_back(network)
+            return ("caller_writes" if write else "caller_reads"), wait
+        return None
 
     def charge(self, caller: Caller, peer: Peer, *, write: bool) -> None:
         """The same; raises RateLimited where there is none."""
-        refused = self._take(caller, peer, write)
+        refused = self.take(caller, peer, write)
         if refused is not None:
             raise self._limited(*refused)
 
     def give_back(self, caller: Caller, peer: Peer, *, write: bool) -> None:
         """For what was admitted and then not done."""
-        by_caller, by_address = self._buckets(write)
+        by_caller, by_address = self._writes if write else self._reads
         by_address.give_back(self._network(peer.address))
-        if caller.name != ANYBODY.name:
+        if caller.name != _NAMELESS:
             by_caller.give_back(caller.name)
 
     def check_denied(self, peer: Peer) -> None:
@@ -175,22 +185,6 @@ class Throttle:
     def deny(self, peer: Peer) -> None:
         self._denied.take(self._network(peer.address))
 
-    def _buckets(self, write: bool) -> tuple[Buckets, Buckets]:
-        if write:
-            return self._caller_writes, self._address_writes
-        return self._caller_reads, self._address_reads
-
-    def _take(self, caller: Caller, peer: Peer, write: bool) -> tuple[str, float] | None:
-        by_caller, by_address = self._buckets(write)
-        network = self._network(peer.address)
-        if wait := by_address.take(network):
-            return ("address_writes" if write else "address_reads"), wait
-        # Callers without a name have nothing in common but that.
-        if caller.name != ANYBODY.name and (wait := by_caller.take(caller.name)):
-            by_address.give_back(network)
-            return ("caller_writes" if write else "caller_reads"), wait
-        return None
-
     # --- what stays open
 
     def hold(self, caller: Caller, peer: Peer) -> Callable[[], None]:
@@ -198,13 +192,13 @@ class Throttle:
         network, name = self._network(peer.address), caller.name
         if not self._address_streams.take(network):
             raise self._limited("address_streams", 1.0)
-        if name != ANYBODY.name and not self._caller_streams.take(name):
+        if name != _NAMELESS and not self._caller_streams.take(name):
             self._address_streams.give_back(network)
             raise self._limited("caller_streams", 1.0)
 
         def release() -> None:
             self._address_streams.give_back(network)
-            if name != ANYBODY.name:
+            if name != _NAMELESS:
                 self._caller_streams.give_back(name)
 
         return release

@@ -86,13 +86,20 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     bucket.give_back("never seen")
 
 
-def test_only_so_many_buckets_are_kept_and_the_busy_ones_stay() -> None:
-    bucket = Buckets(1, 2, kept=3, now=Time())
-    for key in ("busy", "b", "c", "busy", "d"):
+def test_only_so_many_buckets_are_kept_and_first_those_that_are_full_go() -> None:
+    time = Time()
+    bucket = Buckets(1, 1, kept=4, now=time)
+    bucket.take("old")
+    time.now += 5
+    for key in ("busy", "b", "c"):
         bucket.take(key)
-    assert len(bucket) == 3
-    assert bucket.take("busy") > 0
-    assert bucket.take("b") == bucket.take("b") == 0
+    assert len(bucket) == 4
+    bucket.take("d")
+    assert len(bucket) == 2
+    assert bucket.take("d") > 0
+    for number in range(100):
+        bucket.take(str(number))
+        assert len(bucket) <= 4
 
 
 def test_slots_are_counted_for_each_key() -> None:
@@ -120,20 +127,24 @@ def test_what_counts_as_one_address(address: str, network: str) -> None:
 # --- the throttle
 
 
+def admits(throttle: Throttle, caller: Caller, peer: Peer, *, write: bool) -> bool:
+    return throttle.take(caller, peer, write) is None
+
+
 def test_callers_addresses_reads_and_writes_are_counted_apart() -> None:
     throttle = Throttle(limits(caller=Allowance(2, 1, 9)), Metrics(), now=Time())
-    assert [throttle.admit(ANN, HERE, write=False) for _ in range(3)] == [True, True, False]
-    assert not throttle.admit(ANN, THERE, write=False)
-    assert throttle.admit(ANN, HERE, write=True)
-    assert throttle.admit(BOB, HERE, write=False)
+    assert [admits(throttle, ANN, HERE, write=False) for _ in range(3)] == [True, True, False]
+    assert not admits(throttle, ANN, THERE, write=False)
+    assert admits(throttle, ANN, HERE, write=True)
+    assert admits(throttle, BOB, HERE, write=False)
 
 
 def test_an_address_is_counted_whoever_calls_from_it() -> None:
     throttle = Throttle(limits(address=Allowance(2, 1, 9)), Metrics(), now=Time())
-    assert throttle.admit(ANN, HERE, write=False)
-    assert throttle.admit(BOB, HERE, write=False)
-    assert not throttle.admit(BOB, HERE, write=False)
-    assert throttle.admit(BOB, THERE, write=False)
+    assert admits(throttle, ANN, HERE, write=False)
+    assert admits(throttle, BOB, HERE, write=False)
+    assert not admits(throttle, BOB, HERE, write=False)
+    assert admits(throttle, BOB, THERE, write=False)
 
 
 def test_callers_without_a_name_are_told_apart_by_address_alone() -> None:
