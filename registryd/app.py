@@ -326,8 +326,8 @@ class Daemon:
         proxies = proxies_of(settings)
         self.throttle = None
         if settings.limited:
-            spared = {} if proxies is None else {"spared": proxies.trusts}
-            self.throttle = Throttle(limits_of(settings), metrics, **spared)
+            spared = None if proxies is None else proxies.trusts
+            self.throttle = Throttle(limits_of(settings), metrics, spared=spared)
         self.pipeline = Pipeline(
             Router(table),
             metrics,
@@ -440,11 +440,8 @@ def proxies_of(settings: Settings) -> Proxies | None:
 
 
 def limits_of(settings: Settings) -> UseLimits:
-    limits, caller, address = (
-        settings.limits,
-        settings.limits.per_caller,
-        settings.limits.per_address,
-    )
+    limits = settings.limits
+    caller, address = limits.per_caller, limits.per_address
     return UseLimits(
         caller=Allowance(caller.reads, caller.writes, caller.streams),
         address=Allowance(address.reads, address.writes, address.streams),

@@ -125,14 +125,15 @@ class Slots:
 
 
 class Throttle:
-    """All limits of one process. `spared` tells whose address stands for many: trusted proxies."""
+    """All limits of one process. `spared` tells which addresses stand for many, and may have any number of
+    connections: those of trusted proxies."""
 
     def __init__(
         self,
         limits: Limits,
         metrics: Metrics,
         *,
-        spared: Callable[[str], bool] = lambda address: False,
+        spared: Callable[[str], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         def buckets(per_second: float, burst: float = limits.burst_seconds) -> Buckets:
@@ -205,7 +206,8 @@ class Throttle:
 
     def connect(self, address: str) -> Callable[[], None] | None:
         """Counts a connection until what it returns is called; None where there are too many."""
-        network = "" if self._spared(address) else self._network(address)
+        spared = self._spared is not None and self._spared(address)
+        network = "" if spared else self._network(address)
         if not self._connections.take("all"):
             self._metrics.limited.labels("connections").inc()
             return None

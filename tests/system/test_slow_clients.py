@@ -1,7 +1,10 @@
 """Clients that hold connections, and what the others notice of them."""
 
 import asyncio
+import os
+import resource
 import ssl
+import sys
 import time
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
@@ -117,6 +120,34 @@ async def test_a_handshake_that_does_not_end_is_closed_within_ten_seconds(
         async with asyncio.timeout(30):
             for began, watching in held:
                 assert (await watching)[0] - began <= CLOSED_WITHIN
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="another process's limits are set on Linux alone"
+)
+async def test_a_process_without_files_left_serves_those_it_has_and_recovers(
+    machine: Machine,
+) -> None:
+    daemon = await machine.start()
+    where = urlsplit(daemon.url)
+    assert (await daemon.register("web:1"))[0] == 201
+    pid = daemon.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) + 1
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 5, before[1]))
+    async with AsyncExitStack() as stack:
+        for _ in range(30):
+            _, writer = await asyncio.open_connection(where.hostname, where.port)
+            stack.callback(writer.close)
+        await until(lambda: daemon.said("no connection can be accepted"), seconds=5)
+        for _ in range(20):
+            assert (await daemon.beat("web:1"))[0] == 200
+        assert len(daemon.said("no connection can be accepted")) <= 10
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 async def says_hello(host: str, port: int, tls: ssl.SSLContext) -> bool:

@@ -131,8 +131,7 @@ async def serving(
     metrics = Metrics()
     limiter = None
     if throttle is not None:
-        spared = {} if proxies is None else {"spared": proxies.trusts}
-        limiter = Throttle(throttle, metrics, **spared)
+        limiter = Throttle(throttle, metrics, spared=None if proxies is None else proxies.trusts)
     pipeline = Pipeline(
         Router(routes),
         metrics,
