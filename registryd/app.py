@@ -1,6 +1,7 @@
 """The composition root: builds every part in the order in which one needs the other, and nothing else."""
 
 import asyncio
+import ipaddress
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
@@ -52,7 +53,7 @@ from registryd.registry.store import Guard, RegistryStore, StoreLimits
 from registryd.registry.sync import ViewSync
 from registryd.registry.types import HealthCheck
 from registryd.registry.view import Instance, View
-from registryd.storage.connection import Connection
+from registryd.storage.connection import Connection, Trust
 from registryd.storage.embedded import EmbeddedStore
 from registryd.storage.figures import StoreFigures
 from registryd.storage.keys import Keys
@@ -60,10 +61,15 @@ from registryd.storage.scripts import Script, ScriptRunner, load
 from registryd.web import codec, openapi
 from registryd.web.access import Access, OpenAccess
 from registryd.web.codec import BodyLimits
+from registryd.web.forwarded import Proxies
+from registryd.web.origin import LOCAL_HOSTS, Origins, host_of
 from registryd.web.pipeline import Pipeline
 from registryd.web.router import Router
 from registryd.web.routing import Route
 from registryd.web.server import HttpServer
+from registryd.web.throttle import Allowance, Throttle
+from registryd.web.throttle import Limits as UseLimits
+from registryd.web.tls import Certificates, TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +85,8 @@ CARRY_PAUSE: Final = timedelta(milliseconds=50)
 """Between hearing of changes and carrying them on: those of one moment go together, and after the
 watchers have been told."""
 HINT_PATIENCE: Final = timedelta(seconds=10)
+CERTIFICATES_EVERY: Final = timedelta(seconds=2)
+"""How soon a renewed certificate is noticed."""
 PING_EVERY: Final = timedelta(seconds=15)
 """How often a stream without news shows that it is open: proxies close silent ones after 30 s or more."""
 
@@ -164,7 +172,16 @@ class Daemon:
             loops.start("webhooks", self.courier.turn)
 
         server = settings.server
-        http = HttpServer(self.pipeline, keepalive_timeout=server.keepalive_timeout.total_seconds())
+        certificates = None
+        if (files := tls_files_of(settings)) is not None:
+            certificates = Certificates(files)
+            loops.start("certificates", certificates.look, pause=CERTIFICATES_EVERY.total_seconds())
+        http = HttpServer(
+            self.pipeline,
+            tls=certificates,
+            throttle=self.throttle,
+            keepalive_timeout=server.keepalive_timeout.total_seconds(),
+        )
         self.addresses = await http.start(
             [(address.host, address.port) for address in server.listen],
             reuse_port=server.reuse_port,
@@ -200,6 +217,12 @@ class Daemon:
             password=redis.password.get_secret_value() if redis.password else None,
             connect_timeout=redis.connect_timeout,
             command_timeout=redis.command_timeout,
+            tls=Trust(
+                redis.tls.ca_file,
+                redis.tls.cert_file,
+                redis.tls.key_file,
+                redis.tls.check_hostname,
+            ),
             max_connections=redis.max_connections,
         )
         self._undo.append(connection.close)
@@ -304,10 +327,19 @@ class Daemon:
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
+        proxies = proxies_of(settings)
+        self.throttle = None
+        if settings.limited:
+            spared = None if proxies is None else proxies.trusts
+            self.throttle = Throttle(limits_of(settings), metrics, spared=spared)
         self.pipeline = Pipeline(
             Router(table),
             metrics,
             self._access or OpenAccess(),
+            origins=origins_of(settings),
+            proxies=proxies,
+            throttle=self.throttle,
+            tls=settings.server.tls.cert_file is not None,
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
 
@@ -385,6 +417,43 @@ def event_scripts_for(info: Mapping[str, object]) -> dict[str, Script]:
 def policy_of(settings: Settings) -> Policy:
     hooks = settings.webhooks
     return Policy(hooks.timeout, hooks.attempts, hooks.retry_base, hooks.retry_cap)
+
+
+def tls_files_of(settings: Settings) -> TlsFiles | None:
+    tls = settings.server.tls
+    if tls.cert_file is None:
+        return None
+    return TlsFiles(
+        tls.cert_file, tls.key_file, tls.client_ca_file, tls.client_certificates, tls.min_version
+    )
+
+
+def origins_of(settings: Settings) -> Origins:
+    server = settings.server
+    hosts: frozenset[str] | None = None
+    if server.allowed_hosts and "*" not in server.allowed_hosts:
+        hosts = LOCAL_HOSTS.union(server.allowed_hosts)
+    elif not server.allowed_hosts and all(one.is_loopback for one in server.listen):
+        hosts = LOCAL_HOSTS.union(host_of(str(one)) for one in server.listen)
+    return Origins(hosts, frozenset(server.cors.origins))
+
+
+def proxies_of(settings: Settings) -> Proxies | None:
+    trusted = settings.server.trusted_proxies
+    return Proxies(map(ipaddress.ip_network, trusted)) if trusted else None
+
+
+def limits_of(settings: Settings) -> UseLimits:
+    limits = settings.limits
+    caller, address = limits.per_caller, limits.per_address
+    return UseLimits(
+        caller=Allowance(caller.reads, caller.writes, caller.streams),
+        address=Allowance(address.reads, address.writes, address.streams),
+        burst_seconds=limits.burst.total_seconds(),
+        denied_per_minute=address.denied_per_minute,
+        connections=limits.connections,
+        connections_per_address=address.connections,
+    )
 
 
 def guard_of(settings: Settings) -> Guard | None:

@@ -110,6 +110,8 @@ class Address:
 
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]*)):(?P<port>\d{1,5})")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -217,6 +219,28 @@ def _network(value: str) -> str:
         raise _wrong("not a network, such as 10.0.0.0/8 or fd00::/8") from None
 
 
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        raise _wrong(
+            "not a host as browsers send it, without a port: registry.example, 10.0.0.1, [fd00::1]; or * for any"
+        )
+    return value.lower()
+
+
+def _origin(value: str) -> str:
+    if not _ORIGIN.fullmatch(value):
+        raise _wrong(
+            "not an origin as browsers send it: scheme, host in lower case, and the port if it is not the "
+            "scheme's, such as https://ui.example"
+        )
+    return value
+
+
+def _text(value: object) -> object:
+    """YAML reads 1.2 as a number."""
+    return str(value) if isinstance(value, float) else value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -248,12 +272,64 @@ class _Section(BaseModel):
     )
 
 
+class Tls(_Section):
+    """Certificates of the listening side; plain HTTP without a certificate."""
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    client_certificates: Literal["none", "optional", "required"] = "none"
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_text)] = "1.2"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.cert_file is None and (self.key_file or self.client_ca_file):
+            raise _conflict(
+                "server.tls needs server.tls.certFile",
+                "server.tls.key_file",
+                "server.tls.client_ca_file",
+            )
+        if (self.client_certificates == "none") != (self.client_ca_file is None):
+            raise _conflict(
+                "server.tls.clientCaFile and server.tls.clientCertificates (optional or required) go together: "
+                "certificates have to be verified against somebody",
+                "server.tls.client_certificates",
+                "server.tls.client_ca_file",
+            )
+        return self
+
+
+class Cors(_Section):
+    """The web pages of others that may use the API."""
+
+    origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_one_or_many)
+    ] = ()
+
+
 class Server(_Section):
     listen: _Listen = (Address("127.0.0.1", 8082),)
     reuse_port: bool = False
     shutdown_grace: _AnyDuration = timedelta(seconds=10)
     keepalive_timeout: _Duration = timedelta(seconds=30)
-    body_timeout: _Duration = timedelta(seconds=10)
+    body_timeout: _Duration = timedelta(seconds=8)
+    tls: Tls = Tls()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_one_or_many)
+    ] = ()
+    cors: Cors = Cors()
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_one_or_many)
+    ] = ()
+
+
+class RedisTls(_Section):
+    """For a store at rediss://."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    check_hostname: bool = True
 
 
 class Redis(_Section):
@@ -265,6 +341,7 @@ class Redis(_Section):
     command_timeout: _Duration = timedelta(seconds=5)
     max_connections: int = Field(64, ge=4)
     appendfsync: Literal["everysec", "always"] = "everysec"
+    tls: RedisTls = RedisTls()
 
     @property
     def embedded(self) -> bool:
@@ -275,6 +352,18 @@ class Redis(_Section):
         if self.password is not None and urlsplit(self.url).password is not None:
             raise _conflict(
                 "redis.url holds a password too; keep one of them", "redis.password", "redis.url"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_where_it_is_spoken(self) -> Self:
+        if self.tls != RedisTls() and not self.url.lower().startswith("rediss://"):
+            raise _conflict(
+                "redis.tls is for a store at rediss://",
+                "redis.tls.ca_file",
+                "redis.tls.cert_file",
+                "redis.tls.key_file",
+                "redis.tls.check_hostname",
             )
         return self
 
@@ -380,6 +469,32 @@ class Auth(_Section):
         return self
 
 
+class PerCaller(_Section):
+    """What one caller may use; rates are a second's."""
+
+    reads: float = Field(1000, gt=0, le=1_000_000)
+    writes: float = Field(200, gt=0, le=1_000_000)
+    streams: int = Field(1000, ge=1)
+
+
+class PerAddress(_Section):
+    """What one address may use, and nobody but it: of IPv6 a /64 counts as one."""
+
+    reads: float = Field(2000, gt=0, le=1_000_000)
+    writes: float = Field(400, gt=0, le=1_000_000)
+    streams: int = Field(1000, ge=1)
+    connections: int = Field(1000, ge=1)
+    denied_per_minute: float = Field(60, gt=0, le=1_000_000)
+
+
+class Limits(_Section):
+    enabled: bool | None = None
+    connections: int = Field(20_000, ge=1)
+    burst: _Duration = timedelta(seconds=10)
+    per_caller: PerCaller = PerCaller()
+    per_address: PerAddress = PerAddress()
+
+
 class Webhooks(_Section):
     enabled: bool = True
     timeout: _Duration = timedelta(seconds=10)
@@ -404,8 +519,14 @@ class Settings(_Section):
     view: View = View()
     events: Events = Events()
     auth: Auth = Auth()
+    limits: Limits = Limits()
     webhooks: Webhooks = Webhooks()
     logging: Logging = Logging()
+
+    @property
+    def limited(self) -> bool:
+        """Limits are for strangers: without authentication everybody is as good as the next."""
+        return self.auth.mode == "required" if self.limits.enabled is None else self.limits.enabled
 
     @model_validator(mode="after")
     def _nobody_listens_unguarded(self) -> Self:

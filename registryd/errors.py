@@ -105,7 +105,13 @@ class Forbidden(RegistrydError):
 
 
 class RateLimited(RegistrydError):
+    """Too much was asked for; `retry_after` seconds later there is room again."""
+
     code = "rate_limited"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class StorageUnavailable(RegistrydError):

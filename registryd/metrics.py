@@ -44,6 +44,10 @@ class Metrics:
         self.registry.register(self.http)
         self.http_in_flight = gauge("http_requests_in_flight", "HTTP requests under way.")
 
+        self.limited = counter(
+            "limited", "Requests and connections refused for being too many.", "limit"
+        )
+
         self.store_calls = counter("store_calls", "Calls to the store.", "script")
         self.store_call_seconds = histogram(
             "store_call_seconds", "Time of one call to the store, in seconds.", "script"

@@ -530,6 +530,7 @@ def test_described_settings_hold_no_secret() -> None:
     settings = from_env(REGISTRYD_REDIS__URL="redis://h", REGISTRYD_REDIS__PASSWORD=PLANTED)
     assert describe(settings)["redis"] == {
         **{to_camel(name): value for name, value in vars_of(settings.redis)},
+        "tls": {to_camel(name): value for name, value in vars_of(settings.redis.tls)},
         "url": "redis://h",
         "password": "****",
     }
@@ -595,3 +596,61 @@ def test_a_reload_tells_what_it_applies_from_what_needs_a_restart(config: Path) 
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().registry.guard.enabled = False  # type: ignore[misc]
+
+
+# --- who may connect, and how
+
+
+@pytest.mark.parametrize("given", ["1.3", "'1.3'"])
+def test_a_version_of_tls_is_read_with_and_without_quotes(config: Path, given: str) -> None:
+    text = f"server: {{tls: {{certFile: a.pem, minVersion: {given}}}}}"
+    assert load_text(config, text).server.tls.min_version == "1.3"
+
+
+@pytest.mark.parametrize(
+    ("tls", "part"),
+    [
+        ("{keyFile: a.key}", "needs server.tls.certFile"),
+        ("{clientCaFile: ca.pem, clientCertificates: required}", "needs server.tls.certFile"),
+        ("{certFile: a.pem, clientCertificates: required}", "go together"),
+        ("{certFile: a.pem, clientCaFile: ca.pem}", "go together"),
+        ("{certFile: a.pem, minVersion: 1.1}", "minVersion"),
+    ],
+)
+def test_half_of_tls_is_refused(config: Path, tls: str, part: str) -> None:
+    [problem] = problems(config, f"server:\n  tls: {tls}")
+    assert problem.startswith("config.yaml:2:")
+    assert part in problem
+
+
+def test_tls_settings_of_a_store_without_tls_are_refused(config: Path) -> None:
+    [problem] = problems(config, "redis:\n  url: redis://h\n  tls: {caFile: ca.pem}")
+    assert "rediss://" in problem
+    assert load_text(config, "redis: {url: 'rediss://h', tls: {caFile: ca.pem}}").redis.tls.ca_file
+
+
+@pytest.mark.parametrize("host", ["localhost:8082", "http://x", "a b", "::1", ""])
+def test_what_is_no_host_is_refused(config: Path, host: str) -> None:
+    assert "not a host" in problems(config, f"server: {{allowedHosts: ['{host}']}}")[0]
+
+
+@pytest.mark.parametrize("origin", ["*", "ui.example", "https://ui.example/", "https://UI.example"])
+def test_what_is_no_origin_is_refused(config: Path, origin: str) -> None:
+    assert "not an origin" in problems(config, f"server: {{cors: {{origins: ['{origin}']}}}}")[0]
+
+
+def test_hosts_origins_and_proxies_are_read_from_variables() -> None:
+    server = from_env(
+        REGISTRYD_SERVER__ALLOWED_HOSTS="Registry.Example,[fd00::1]",
+        REGISTRYD_SERVER__CORS__ORIGINS="https://a.example,http://b.example:81",
+        REGISTRYD_SERVER__TRUSTED_PROXIES="10.0.0.0/8,fd00::/8",
+    ).server
+    assert server.allowed_hosts == ("registry.example", "[fd00::1]")
+    assert server.cors.origins == ("https://a.example", "http://b.example:81")
+    assert server.trusted_proxies == ("10.0.0.0/8", "fd00::/8")
+
+
+def test_limits_hold_when_somebody_says_so_and_not_without_authentication() -> None:
+    assert not Settings().limited
+    assert from_env(REGISTRYD_LIMITS__ENABLED="true").limited
+    assert not from_env(REGISTRYD_LIMITS__ENABLED="false").limited

@@ -128,7 +128,8 @@ BANNER: Final = """
 
 def banner(daemon: Daemon) -> str:
     """What a person at a terminal wants to know first."""
-    urls = [f"http://{_bracketed(host)}:{port}" for host, port in daemon.addresses]
+    scheme = "http" if daemon.settings.server.tls.cert_file is None else "https"
+    urls = [f"{scheme}://{_bracketed(host)}:{port}" for host, port in daemon.addresses]
     return BANNER.format(
         version=__version__, urls=", ".join(urls), store=daemon.store_address, url=urls[0]
     )

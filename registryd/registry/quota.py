@@ -4,11 +4,15 @@ Counted in the view: what is under way at the same moment, here or through other
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from registryd.errors import RateLimited
 from registryd.registry.query import shortest
 from registryd.registry.types import split_identity
 from registryd.registry.view import View
+
+_TRY_AGAIN: Final = 60.0
+"""Seconds: room comes when somebody leaves, which nobody can foretell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +47,6 @@ def admit(view: View, quota: Quota, identity: str, prefixes: tuple[str, ...]) ->
 def _full(what: str, limit: str) -> RateLimited:
     return RateLimited(
         f"{what}, which is the limit (registry.limits.{limit}); unregister what is not needed, or "
-        "have it raised"
+        "have it raised",
+        retry_after=_TRY_AGAIN,
     )

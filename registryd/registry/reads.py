@@ -175,9 +175,10 @@ class Reads:
         if since is None or wait is None:
             return []
         try:
-            async with asyncio.timeout(wait.total_seconds()):
-                while not self._closing.is_set() and not self._may_differ(since, groups):
-                    await self._advanced()
+            with request.held():
+                async with asyncio.timeout(wait.total_seconds()):
+                    while not self._closing.is_set() and not self._may_differ(since, groups):
+                        await self._advanced()
         except TimeoutError:
             pass  # then the answer is what it was
         if "wait" in (request.headers.get("Prefer") or ""):

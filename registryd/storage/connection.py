@@ -6,9 +6,11 @@ operation nonce, whose answer the store remembers, or changes nothing when it ru
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -18,7 +20,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from registryd.errors import StorageUnavailable
+from registryd.errors import StartupRefused, StorageUnavailable
 from registryd.metrics import Metrics
 from registryd.storage.pipelined import Argument, Pipelined
 
@@ -47,6 +49,29 @@ BLOCK: Final = timedelta(seconds=1)
 """How long a blocking read waits for news before it answers with none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """TLS to the store at rediss://, in PEM files; without `ca` the system's authorities are trusted."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    check_hostname: bool = True
+
+    def options(self) -> dict[str, object]:
+        """For the library. Raises StartupRefused for a file that is missing: connecting would fail again and
+        again, as if it were the store."""
+        for path in (self.ca, self.certificate, self.key):
+            if path is not None and not path.is_file():
+                raise StartupRefused(f"redis.tls: there is no file {path}")
+        return {
+            "ssl_ca_certs": _name(self.ca),
+            "ssl_certfile": _name(self.certificate),
+            "ssl_keyfile": _name(self.key),
+            "ssl_check_hostname": self.check_hostname,
+        }
+
+
 class Connection:
     """The clients of one store, standalone, over TCP, TLS or a unix socket."""
 
@@ -56,6 +81,7 @@ class Connection:
         metrics: Metrics,
         *,
         password: str | None = None,
+        tls: Trust = Trust(),
         connect_timeout: timedelta = timedelta(seconds=2),
         command_timeout: timedelta = timedelta(seconds=5),
         max_connections: int = 32,
@@ -63,15 +89,18 @@ class Connection:
         self.address = _address(url)
         self._metrics = metrics
         self._patience = command_timeout.total_seconds()
+        options: dict[str, Any] = {} if password is None else {"password": password}
+        if urlsplit(url).scheme == "rediss":
+            options |= tls.options()
         self.client = _client(
             url,
-            password,
+            options,
             connect_timeout,
             command_timeout,
             max_connections,
             Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 2),
         )
-        self.blocking = _client(url, password, connect_timeout, BLOCK * 2, 4, Retry(NoBackoff(), 0))
+        self.blocking = _client(url, options, connect_timeout, BLOCK * 2, 4, Retry(NoBackoff(), 0))
         self._pipelined = Pipelined(
             self.client.connection_pool, timeout_seconds=command_timeout.total_seconds()
         )
@@ -164,13 +193,12 @@ class Connection:
 
 def _client(
     url: str,
-    password: str | None,
+    options: Mapping[str, Any],
     connect_timeout: timedelta,
     socket_timeout: timedelta,
     max_connections: int,
     retry: Retry,
 ) -> Redis:
-    credentials = {} if password is None else {"password": password}
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
@@ -179,7 +207,7 @@ def _client(
         socket_connect_timeout=connect_timeout.total_seconds(),
         protocol=3,
         retry=retry,
-        **credentials,
+        **options,
     )
     return Redis.from_pool(pool)
 
@@ -193,6 +221,10 @@ def _refusal(error: RedisError) -> str | None:
     return REFUSALS.get(text.partition(" ")[0]) or next(
         (meaning for code, meaning in REFUSALS.items() if code in text), None
     )
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _address(url: str) -> str:

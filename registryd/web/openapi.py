@@ -156,9 +156,9 @@ def _answer(answer: Answer, models: _Models) -> dict[str, Any]:
 
 def _problems(route: Route) -> list[int]:
     """The error statuses of a route: its own, and those that anything like it can answer."""
-    statuses = {400, 500, 503, *route.problems}
+    statuses = {400, 403, 500, 503, *route.problems}
     if route.permission > Permission.OPEN:
-        statuses |= {401, 403}
+        statuses |= {401, 429}
     if route.body is not None:
         statuses |= {408, 413, 415, 422}
     return sorted(statuses - route.answers.keys())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -24,13 +25,16 @@ from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
 from registryd.web.access import Access, Attempt
-from registryd.web.caller import Peer, Permission, Scope, permit
+from registryd.web.caller import Caller, Peer, Permission, Scope, permit
 from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
-from registryd.web.reply import END_OF_CHUNKS, Outlet, Reply, Stream
-from registryd.web.request import Request
+from registryd.web.forwarded import Proxies
+from registryd.web.origin import ANYWHERE, SAFE, Origins
+from registryd.web.reply import END_OF_CHUNKS, Header, Outlet, Reply, Stream
+from registryd.web.request import UNKNOWN, Request
 from registryd.web.router import Router, template
 from registryd.web.routing import Route
-from registryd.web.shortcut import LONGEST, Exchange, HeaderBlocks
+from registryd.web.shortcut import LONGEST, Exchange, HeaderBlocks, Headers
+from registryd.web.throttle import Throttle
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +45,7 @@ UNMATCHED: Final = "unmatched"
 _REQUEST_ID: Final[ContextVar[str]] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request_id")
 _X_REQUEST_ID: Final = istr("X-Request-ID")
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NO_LEASE: Final = (errors.InstanceUnknown, errors.Superseded)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -73,6 +78,10 @@ class Pipeline:
         access: Access,
         server_header: str = "registryd",
         *,
+        origins: Origins = ANYWHERE,
+        proxies: Proxies | None = None,
+        throttle: Throttle | None = None,
+        tls: bool = False,
         limits: BodyLimits = DEFAULT_LIMITS,
         write_patience: float = 30.0,
     ) -> None:
@@ -84,8 +93,13 @@ class Pipeline:
         self._access = access
         self._limits = limits
         self._patience = write_patience
-        self._wire = wire.Wire(server_header)
-        self.blocks = HeaderBlocks()
+        self._origins = origins
+        self._proxies = proxies
+        self._throttle = throttle
+        # Where answers differ by origin, caches have to know, whoever asked first.
+        vary = [("Vary", "Origin")] if origins.pages else []
+        self._wire = wire.Wire(server_header, tls=tls, always=vary)
+        self.blocks = HeaderBlocks(origins.unremarkable)
         self._id_prefix = secrets.token_hex(5)
         self._ids = itertools.count(1)
         self._tallies: dict[str, RouteTally] = {}
@@ -101,32 +115,48 @@ class Pipeline:
         route: Route | None = None
         request: Request | None = None
         answer: Reply | Stream
+        cors: list[Header] = []
         begun = False
         self.in_flight += 1
         try:
             try:
+                peer: Peer = getattr(raw.protocol, "peer", UNKNOWN)
+                if self._proxies is not None:
+                    peer = self._proxies.client(peer, raw.headers)
+                cors = self._origins.cors(raw.headers)
                 route, params = self._router.match(raw.method, _target(raw))
+                public = route.permission is Permission.OPEN
+                self._origins.check(raw.headers, raw.method, public=public)
                 limits = self._limits
                 if route.body_bytes is not None:
                     limits = replace(limits, size=route.body_bytes)
-                request = Request(raw, params, request_id, limits)
+                request = Request(
+                    raw, params, request_id, limits, peer=peer, throttle=self._throttle
+                )
                 act_as(request.signature)
-                if route.permission is not Permission.OPEN:
-                    caller = self._access.known(raw.headers, request.peer)
-                    request.caller = caller or await self._access.identify(
-                        raw.headers, request.peer
-                    )
+                if not public:
+                    request.caller = await self._identify(raw.headers, peer)
+                    if self._throttle is not None and not route.renewal:
+                        write = raw.method not in SAFE
+                        self._throttle.charge(request.caller, peer, write=write)
                     permit(request.caller, route.permission, route.scope, params)
                 answer = await route.handler(request)
+                if cors:
+                    cors += self._origins.preflight(raw.headers, raw.method, answer.headers)
                 if route.permission is Permission.ADMIN:
                     self._note(request, route, "done")
                 connection = self._connection(raw, answer)
-                head = self._head(raw, answer, request_id, connection)
+                head = self._head(raw, answer, cors, request_id, connection)
                 if isinstance(answer, Stream):
+                    release = None
+                    if answer.standing and self._throttle is not None:
+                        release = self._throttle.hold(request.caller, peer)
                     self._record(route, raw.method, answer.status, time.perf_counter() - began)
                     begun = True
-                    return await self._stream(raw, answer, head, connection)
+                    return await self._stream(raw, answer, head, connection, release)
             except Exception as error:  # noqa: BLE001  the guard of every request
+                if request is not None and route is not None and route.renewal:
+                    error = self._count_miss(error, request.caller, request.peer)
                 self._report(error, raw.method, route)
                 if begun:
                     return _cut(raw)
@@ -134,7 +164,7 @@ class Pipeline:
                     self._note(request, route, error.code, error.detail)
                 answer = problem.reply(_public(error), request_id)
                 connection = self._connection(raw, answer)
-                head = self._head(raw, answer, request_id, connection)
+                head = self._head(raw, answer, cors, request_id, connection)
             self._record(route, raw.method, answer.status, time.perf_counter() - began)
             transport = raw.transport
             if transport is None or transport.is_closing():
@@ -148,6 +178,31 @@ class Pipeline:
             self.in_flight -= 1
         return _CLOSE if connection == "close" else _KEEP
 
+    async def _identify(self, headers: Headers, peer: Peer) -> Caller:
+        """Raises Unauthenticated; RateLimited where an address has tried too many credentials. Those that
+        have been verified before go on to hold, so that nobody can shut out a neighbour."""
+        caller = self._access.known(headers, peer)
+        if caller is not None:
+            return caller
+        if self._throttle is None:
+            return await self._access.identify(headers, peer)
+        self._throttle.check_denied(peer)
+        try:
+            return await self._access.identify(headers, peer)
+        except errors.Unauthenticated:
+            self._throttle.deny(peer)
+            raise
+
+    def _count_miss(self, error: Exception, caller: Caller, peer: Peer) -> Exception:
+        """What a failed renewal is answered with: a miss is a write, once it is known to be one."""
+        if self._throttle is None or not isinstance(error, _NO_LEASE):
+            return error
+        try:
+            self._throttle.charge(caller, peer, write=True)
+        except errors.RateLimited as limited:
+            return limited
+        return error
+
     def shortcut(self, data: bytes, send: Callable[[bytes, bytes], None], peer: Peer) -> bool:
         """Takes the request that `data` is into the fast lane: `send` gets the answer, now or later.
         False, with nothing done, when it has to go the long way."""
@@ -158,6 +213,11 @@ class Pipeline:
         headers, request_id = self.blocks.read(data[end:])
         if headers is None:
             return False
+        if self._proxies is not None:
+            try:
+                peer = self._proxies.client(peer, headers)
+            except errors.Malformed:
+                return False
         line = data[:end].decode("latin-1")
         for pattern, route in self._ordinary:
             parts = pattern.fullmatch(line)
@@ -174,6 +234,14 @@ class Pipeline:
                 if _ACCEPTABLE_ID.fullmatch(request_id) is None:
                     request_id = self._fresh_id()
                 finish = self._finish_short
+                throttle = self._throttle
+                write = route.method not in SAFE
+                if throttle is None:
+                    pass
+                elif route.renewal:
+                    finish = partial(self._finish_renewal, caller, peer)
+                elif throttle.take(caller, peer, write) is not None:
+                    return False
                 exchange = Exchange(
                     route, path, query, tuple(params), headers, request_id, began, send, finish
                 )
@@ -181,8 +249,17 @@ class Pipeline:
                 taken = route.shortcut(exchange)
                 if not taken:
                     self.in_flight -= 1
+                    if throttle is not None and not route.renewal:
+                        throttle.give_back(caller, peer, write=write)
                 return taken
         return False
+
+    def _finish_renewal(
+        self, caller: Caller, peer: Peer, exchange: Exchange, answer: Reply | Exception
+    ) -> None:
+        if isinstance(answer, Exception):
+            answer = self._count_miss(answer, caller, peer)
+        self._finish_short(exchange, answer)
 
     def _finish_short(self, exchange: Exchange, answer: Reply | Exception) -> None:
         self.in_flight -= 1
@@ -204,7 +281,8 @@ class Pipeline:
         answer = problem.reply(error, request_id)
         self._record(None, raw.method, answer.status, 0.0)
         if raw.transport is not None:
-            wire.write(raw.transport, self._head(raw, answer, request_id, "close"), answer.body)
+            head = self._head(raw, answer, [], request_id, "close")
+            wire.write(raw.transport, head, answer.body)
         return _CLOSE
 
     def _fresh_id(self) -> str:
@@ -221,9 +299,14 @@ class Pipeline:
         return "" if raw.version is HttpVersion11 else "keep-alive"
 
     def _head(
-        self, raw: web.BaseRequest, answer: Reply | Stream, request_id: str, connection: str
+        self,
+        raw: web.BaseRequest,
+        answer: Reply | Stream,
+        cors: list[Header],
+        request_id: str,
+        connection: str,
     ) -> bytes:
-        headers = answer.headers
+        headers = [*answer.headers, *cors] if cors else answer.headers
         length: int | None = None
         if isinstance(answer, Reply):
             length = len(answer.body)
@@ -236,27 +319,38 @@ class Pipeline:
         )
 
     async def _stream(
-        self, raw: web.BaseRequest, answer: Stream, head: bytes, connection: str
+        self,
+        raw: web.BaseRequest,
+        answer: Stream,
+        head: bytes,
+        connection: str,
+        release: Callable[[], None] | None,
     ) -> Written:
-        transport = raw.transport
-        if transport is None:
-            return _CLOSE
-        transport.write(head)
-        chunked = raw.version is HttpVersion11
-        if raw.method != "HEAD":
-            outlet = Outlet(transport, self._drain(raw), chunked=chunked)
-            try:
-                await answer.produce(outlet)
-            except ConnectionError:
-                if not transport.is_closing():
-                    raise  # not the client has gone, but something the producer needs
+        """`release` is called when the stream has ended, which may be long after this."""
+        try:
+            transport = raw.transport
+            if transport is None:
                 return _CLOSE
-            if answer.standing:
-                let_go(raw, outlet)
-                return _CLOSE
-            if chunked:
-                transport.write(END_OF_CHUNKS)
-        return _KEEP if chunked and connection != "close" and not self.draining else _CLOSE
+            transport.write(head)
+            chunked = raw.version is HttpVersion11
+            if raw.method != "HEAD":
+                outlet = Outlet(transport, self._drain(raw), chunked=chunked)
+                try:
+                    await answer.produce(outlet)
+                except ConnectionError:
+                    if not transport.is_closing():
+                        raise  # not the client has gone, but something the producer needs
+                    return _CLOSE
+                if answer.standing:
+                    outlet.release, release = release, None
+                    let_go(raw, outlet)
+                    return _CLOSE
+                if chunked:
+                    transport.write(END_OF_CHUNKS)
+            return _KEEP if chunked and connection != "close" and not self.draining else _CLOSE
+        finally:
+            if release is not None:
+                release()
 
     def _drain(self, raw: web.BaseRequest) -> Callable[[], Awaitable[None]]:
         async def drain() -> None:

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem documents: the only module that knows HTTP statuses of errors."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -70,7 +71,9 @@ def _headers(error: errors.RegistrydError, code: int) -> list[Header]:
         return [("Allow", ", ".join(error.allowed))]
     if code == 401:
         return [("WWW-Authenticate", 'Bearer realm="registryd"')]
-    if code in (429, 503):
+    if isinstance(error, errors.RateLimited):
+        return [("Retry-After", str(max(1, math.ceil(error.retry_after))))]
+    if code == 503:
         return [("Retry-After", RETRY_AFTER)]
     return []
 

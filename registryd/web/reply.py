@@ -56,7 +56,7 @@ class Outlet(asyncio.Protocol):
     itself, and what the client still sends is ignored.
     """
 
-    __slots__ = ("_chunked", "_drain", "_file", "_transport", "keeper")
+    __slots__ = ("_chunked", "_drain", "_file", "_transport", "keeper", "release")
 
     def __init__(
         self, transport: asyncio.Transport, drain: Callable[[], Awaitable[None]], *, chunked: bool
@@ -66,6 +66,8 @@ class Outlet(asyncio.Protocol):
         self._chunked = chunked
         self._file = -1
         self.keeper: Keeper | None = None
+        self.release: Callable[[], None] | None = None
+        """Called once, when the connection of a standing stream is lost."""
 
     @property
     def buffered(self) -> int:
@@ -139,6 +141,9 @@ class Outlet(asyncio.Protocol):
             self._file = sock.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        release, self.release = self.release, None
+        if release is not None:
+            release()
         keeper, self.keeper = self.keeper, None
         if keeper is not None:
             keeper.lost()

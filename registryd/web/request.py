@@ -1,5 +1,7 @@
 """A request as handlers see it: validated path parameters, strict JSON, typed access to the query."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from aiohttp import web
@@ -7,6 +9,7 @@ from multidict import CIMultiDictProxy, MultiDictProxy
 
 from registryd.web import codec
 from registryd.web.caller import ANYBODY, Peer
+from registryd.web.throttle import Throttle
 
 UNKNOWN: Final = Peer("unknown")
 
@@ -14,7 +17,7 @@ UNKNOWN: Final = Peer("unknown")
 class Request:
     """Wraps aiohttp's request; `params` are decoded and already checked against the route."""
 
-    __slots__ = ("_limits", "_query", "caller", "id", "params", "peer", "raw")
+    __slots__ = ("_limits", "_query", "_throttle", "caller", "id", "params", "peer", "raw")
 
     def __init__(
         self,
@@ -22,13 +25,17 @@ class Request:
         params: dict[str, str],
         request_id: str,
         limits: codec.BodyLimits = codec.DEFAULT_LIMITS,
+        *,
+        peer: Peer = UNKNOWN,
+        throttle: Throttle | None = None,
     ) -> None:
         self.raw = raw
         self.params = params
         self.id = request_id
-        self.peer: Peer = getattr(raw.protocol, "peer", UNKNOWN)
+        self.peer = peer
         self.caller = ANYBODY
         self._limits = limits
+        self._throttle = throttle
         self._query: MultiDictProxy[str] | None = None
 
     def signature(self) -> str:
@@ -38,6 +45,18 @@ class Request:
     @property
     def actor(self) -> str:
         return self.caller.name
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Around a wait for news: counts among the caller's streams and long polls. Raises RateLimited."""
+        if self._throttle is None:
+            yield
+            return
+        release = self._throttle.hold(self.caller, self.peer)
+        try:
+            yield
+        finally:
+            release()
 
     @property
     def method(self) -> str:

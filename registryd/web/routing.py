@@ -72,6 +72,8 @@ class Route:
     mount: Mount = Mount.REGISTRY
     segments: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
     query: tuple[Param, ...] = ()
+    renewal: bool = False
+    """Renews leases: limited only in what it does beside that, see `web/throttle.py`."""
     body: type[BaseModel] | None = None
     body_required: bool = True
     body_media: tuple[str, ...] = ("application/json",)

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import structlog
@@ -27,6 +27,8 @@ from registryd.web import wire
 from registryd.web.caller import Peer
 from registryd.web.pipeline import Pipeline, Written
 from registryd.web.shortcut import Framing
+from registryd.web.throttle import Throttle
+from registryd.web.tls import Certificates
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,11 @@ _LONGEST_EXCHANGE: Final = 60.0
 """Seconds within which every answer of the fast lane is given."""
 _UNACKED_MS: Final = 30_000
 """After this time without an acknowledgement the kernel gives a connection up (Linux)."""
+_TLS_GOODBYE: Final = 5.0
+"""Seconds for the last bytes of a TLS connection to go out."""
+_GONE_ALREADY: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
+_PAUSE: Final = 1.0
+"""Seconds without accepting, when there are no files or memory left for it."""
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
@@ -42,31 +49,36 @@ class HttpServer:
     """Serves a pipeline on any number of addresses.
 
     An idle connection is closed after `keepalive_timeout` seconds, one that does not complete
-    the head of a request after `head_timeout`; bodies have the deadline of the pipeline's limits.
+    the head of a request, or before that TLS's handshake, after `head_timeout`; bodies have the deadline
+    of the pipeline's limits. Each connection gets the certificates of its moment.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
         *,
+        tls: Certificates | None = None,
+        throttle: Throttle | None = None,
         keepalive_timeout: float = 30.0,
-        head_timeout: float = 10.0,
+        head_timeout: float = 9.0,
         lingering_time: float = 1.0,
         backlog: int = 1024,
     ) -> None:
         self._pipeline = pipeline
+        self._tls = tls
+        self._throttle = throttle
         self._keepalive_timeout = keepalive_timeout
         self._head_timeout = head_timeout
         self._lingering_time = lingering_time
         self._backlog = backlog
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: dict[socket.socket, asyncio.Task[None]] = {}
+        self._opening: set[asyncio.Task[None]] = set()
         self._web: web.Server | None = None
 
     async def start(
         self, listen: Sequence[tuple[str, int]], reuse_port: bool = False
     ) -> list[tuple[str, int]]:
         """Binds and serves; the actual addresses. Raises StartupRefused, having bound nothing."""
-        loop = asyncio.get_running_loop()
         bound: list[socket.socket] = []
         try:
             for host, port in listen:
@@ -79,15 +91,19 @@ class HttpServer:
         # aiohttp's Server makes the requests and keeps the connections; the connections are ours.
         self._web = web.Server(cast("Any", self._pipeline), handler_cancellation=True)
         for sock in bound:
-            listener = await loop.create_server(self._accept, sock=sock, backlog=self._backlog)
-            self._listeners.append(listener)
+            self._listeners[sock] = asyncio.create_task(self._listen(sock), name="listener")
         return addresses
 
     async def stop(self, grace: float) -> None:
         """Stops accepting, closes idle connections, gives requests under way `grace` seconds."""
         self._pipeline.draining = True
-        while self._listeners:
-            self._listeners.pop().close()
+        await _cancelled(*self._listeners.values())
+        for sock in self._listeners:
+            sock.close()
+        self._listeners.clear()
+        if self._opening:  # without TLS they are open at the loop's next turn
+            await asyncio.wait(self._opening, timeout=min(grace, 0.1))
+        await _cancelled(*self._opening)
         deadline = time.monotonic() + grace
         # A connection may fall idle, or take the last of its answer, just after it was looked at.
         while (open_ones := self._connections()) and (left := deadline - time.monotonic()) > 0:
@@ -106,15 +122,55 @@ class HttpServer:
     def _connections(self) -> "list[_Connection]":
         return cast("list[_Connection]", self._web.connections) if self._web is not None else []
 
-    def _accept(self) -> "_Connection":
+    async def _listen(self, sock: socket.socket) -> None:
+        """Accepts until it is cancelled. Own code rather than the loop's server, which would not let a
+        connection be refused, nor counted, before its TLS handshake, and keeps one TLS context for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, address = await loop.sock_accept(sock)
+            except OSError as error:
+                if error.errno not in _GONE_ALREADY:
+                    log.warning("no connection can be accepted", error=error.strerror)
+                    await asyncio.sleep(_PAUSE)
+                continue
+            release = None
+            if self._throttle is not None:
+                release = self._throttle.connect(str(address[0]))
+                if release is None:
+                    client.close()
+                    continue
+            opening = asyncio.create_task(self._open(client, release), name="opening")
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, client: socket.socket, release: Callable[[], None] | None) -> None:
         assert self._web is not None  # noqa: S101  a listener exists, so start has run
-        return _Connection(
+        connection = _Connection(
             self._web,
             self._pipeline,
             self._head_timeout,
+            release,
             keepalive_timeout=self._keepalive_timeout,
             lingering_time=self._lingering_time,
         )
+        loop = asyncio.get_running_loop()
+        try:
+            if self._tls is None:
+                await loop.connect_accepted_socket(lambda: connection, client)
+            else:
+                await loop.connect_accepted_socket(
+                    lambda: connection,
+                    client,
+                    ssl=self._tls.context,
+                    ssl_handshake_timeout=self._head_timeout,
+                    ssl_shutdown_timeout=_TLS_GOODBYE,
+                )
+        except OSError as error:  # a handshake that failed, took too long, or was given up
+            log.debug("connection not opened", error=str(error))
+        finally:
+            if connection.transport is None:
+                connection.give_back()
 
 
 class _Connection(web.RequestHandler):
@@ -125,13 +181,14 @@ class _Connection(web.RequestHandler):
     of their requests.
     """
 
-    __slots__ = ("_early", "_framing", "_head_timeout", "_pipeline", "_short", "peer")
+    __slots__ = ("_early", "_framing", "_head_timeout", "_pipeline", "_release", "_short", "peer")
 
     def __init__(
         self,
         server: web.Server,
         pipeline: Pipeline,
         head_timeout: float,
+        release: Callable[[], None] | None,
         *,
         keepalive_timeout: float,
         lingering_time: float,
@@ -146,6 +203,7 @@ class _Connection(web.RequestHandler):
         )
         self._pipeline = pipeline
         self._head_timeout = head_timeout
+        self._release = release
         self._framing = Framing(pipeline.blocks)
         self._short = False
         """Whether an answer of the fast lane is outstanding."""
@@ -174,6 +232,17 @@ class _Connection(web.RequestHandler):
         if name:  # a pair for IPv4, four values for IPv6
             self.peer = Peer(str(name[0]), transport.get_extra_info("peercert"))
         self._expect_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The connection does not count any more: it is closed, or stands as a stream, of which there is a
+        limit of its own."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
     def data_received(self, data: bytes) -> None:
         if self._short:
@@ -256,6 +325,12 @@ class _Connection(web.RequestHandler):
             log.warning("connection failed", error=type(error).__name__)
 
 
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _what_is_broken(exc: BaseException | None) -> str:
     match exc:
         case LineTooLong():
@@ -313,6 +388,7 @@ def _listening(family: int, ip: str, port: int, reuse_port: bool, backlog: int) 
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKED_MS)
         sock.bind((ip, port))
+        sock.setblocking(False)
         sock.listen(backlog)  # here, because an address may turn out to be in use only now
     except BaseException:
         sock.close()

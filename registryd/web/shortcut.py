@@ -87,7 +87,9 @@ _REQUEST_ID: Final = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]+)[ \t]*(?=\r\n)
 class HeaderBlocks:
     """Header blocks as clients send them: the same bytes again and again, so each is read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ordinary: Callable[[Headers], bool] = lambda headers: True) -> None:
+        """`ordinary` refuses fields that are read well but ask for the long way."""
+        self._judge = ordinary
         self._known: dict[bytes, Headers | None] = {}
         self._bodies: dict[bytes, int] = {}
 
@@ -106,6 +108,8 @@ class HeaderBlocks:
             if block in self._known:
                 return self._known[block], request_id
         headers = _ordinary(block)
+        if headers is not None and not self._judge(headers):
+            headers = None
         if len(self._known) >= _BLOCKS_KEPT:
             self._known.clear()
         self._known[block] = headers

@@ -22,12 +22,33 @@ _SEPARATE_FROM: Final = 64 * 1024
 """Bodies from this size on are not copied behind their head."""
 _PREFIXES_KEPT: Final = 256
 
+_POLICY_NAME: Final = "Content-Security-Policy"
+_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+"""For answers that are no pages; a page's own header stands in its place."""
+_TLS_ONLY: Final = ("Strict-Transport-Security", "max-age=31536000")
+
 
 class Wire:
-    """Renders heads. What repeats (status line, fixed headers, the date) is rendered once."""
+    """Renders heads. What repeats (status line, `always`, the date) is rendered once."""
 
-    def __init__(self, server: str, *, now: Callable[[], float] = time.time) -> None:
-        self._fixed = _lines([("Server", server), ("X-Content-Type-Options", "nosniff")])
+    def __init__(
+        self,
+        server: str,
+        *,
+        tls: bool = False,
+        always: Sequence[Header] = (),
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy = _lines([(_POLICY_NAME, _POLICY)])
+        self._fixed = self._policy + _lines(
+            [
+                ("Server", server),
+                ("X-Content-Type-Options", "nosniff"),
+                ("Referrer-Policy", "no-referrer"),
+                *([_TLS_ONLY] if tls else []),
+                *always,
+            ]
+        )
         self._now = now
         self._prefixes: dict[tuple[int, str], str] = {}
         self._second = -1
@@ -61,6 +82,8 @@ class Wire:
             self._second = second
             self._date = f"Date: {formatdate(second, usegmt=True)}\r\n"
         more = _lines(headers) if headers else ""
+        if _POLICY_NAME in more:
+            prefix = prefix.replace(self._policy, "", 1)
         if connection:
             more += f"Connection: {connection}\r\n"
         text = f"{prefix}{self._date}X-Request-ID: {request_id}\r\n{size}{more}\r\n"

@@ -103,7 +103,7 @@ async def connect(
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
     if last_id:
         lines.append(f"Last-Event-ID: {last_id}\r\n")
-    head = f"{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{''.join(lines)}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{''.join(lines)}\r\n"
     writer.write(head.encode())
     source = Source(reader, writer)
     source.last_id = last_id

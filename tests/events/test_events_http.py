@@ -219,7 +219,7 @@ async def test_streams_are_counted(api: Api) -> None:
 async def test_an_http_1_0_client_gets_bare_data(api: Api) -> None:
     host, port = api.daemon.addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(b"GET /watch HTTP/1.0\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /watch HTTP/1.0\r\nHost: localhost\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     assert b"chunked" not in head
     assert (await reader.readuntil(b"\n\n")).startswith(b"retry: 1000\n")

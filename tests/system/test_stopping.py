@@ -54,7 +54,7 @@ async def test_sigterm_under_load_loses_nothing_and_lets_everybody_finish(machin
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         body = b'{"endpoint":"http://127.0.0.1:9000","healthCheck":null}'
         writer.write(
-            b"PUT /services/slow/instances/body HTTP/1.1\r\nHost: here\r\n"
+            b"PUT /services/slow/instances/body HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
         writer.write(body[:10])
@@ -87,7 +87,7 @@ async def test_readiness_fails_before_anything_else_ends(machine: Machine) -> No
     where = urlsplit(daemon.url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(
-        b"PUT /services/slow/instances/body HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n"
+        b"PUT /services/slow/instances/body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
     )
     await until(lambda: busy(daemon))
     daemon.signal(signal.SIGTERM)
@@ -120,7 +120,9 @@ async def test_whoever_does_not_finish_in_time_is_cut_off(machine: Machine) -> N
     daemon = await machine.start(env={"REGISTRYD_SERVER__SHUTDOWN_GRACE": "1s"})
     where = urlsplit(daemon.url)
     _, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(b"PUT /services/a/instances/b HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    writer.write(
+        b"PUT /services/a/instances/b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+    )
     await until(lambda: busy(daemon))
     daemon.signal(signal.SIGTERM)
     told = time.monotonic()

@@ -211,7 +211,7 @@ async def test_who_does_not_read_is_cut_and_costs_little_and_can_resume(
         one = socket.socket()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         one.connect((address.hostname, address.port))
-        one.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        one.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         slow.append(one)
     reader = await listen(daemon, "/events?types=service:*")
     await reader.block()

@@ -92,6 +92,8 @@ async def test_an_answer_carries_what_every_answer_carries():
     assert answer.headers == {
         "Server": "registryd",
         "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
         "Content-Type": "application/json",
         "Content-Length": "7",
         "X-Extra": "yes",

@@ -120,7 +120,7 @@ def test_permissions_and_tags_are_told(spec):
 
 def test_problems_of_the_route_and_of_all_routes_are_listed(spec):
     responses = spec["paths"]["/things"]["get"]["responses"].keys()
-    assert responses == {"200", "400", "401", "403", "412", "500", "503"}
+    assert responses == {"200", "400", "401", "403", "412", "429", "500", "503"}
 
 
 def test_an_open_route_cannot_answer_401(spec):

@@ -56,7 +56,8 @@ def test_a_validation_problem_has_a_list_even_when_it_is_empty():
         (errors.Unauthenticated("who?"), ("WWW-Authenticate", 'Bearer realm="registryd"')),
         (errors.StorageUnavailable("down"), ("Retry-After", "1")),
         (errors.NotReady("behind"), ("Retry-After", "1")),
-        (errors.RateLimited("slower"), ("Retry-After", "1")),
+        (errors.RateLimited("slower", retry_after=0.2), ("Retry-After", "1")),
+        (errors.RateLimited("slower", retry_after=2.1), ("Retry-After", "3")),
     ],
 )
 def test_a_problem_carries_the_header_its_status_asks_for(error, header):

@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from authority import Authority
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from wired import Served, get, put, request, route, serving
@@ -245,10 +247,14 @@ async def _talk(served: Served, pieces: list[bytes]) -> bytes:
 class Both:
     """Two servers, with and without the fast lane, on a loop of their own."""
 
-    def __init__(self, runner: asyncio.Runner, *, later: bool) -> None:
+    def __init__(self, runner: asyncio.Runner, *, later: bool, tls: Authority | None) -> None:
         self._runner = runner
-        thing = Thing(later=later)
-        self._opened = [serving(thing.routes()), serving(thing.routes(shortcut=False))]
+        self.thing = thing = Thing(later=later)
+        secure = {} if tls is None else {"tls": tls.certificates(), "client_tls": tls.client()}
+        self._opened = [
+            serving(thing.routes(), **secure),
+            serving(thing.routes(shortcut=False), **secure),
+        ]
         self._served = [runner.run(one.__aenter__()) for one in self._opened]
 
     def talk(self, pieces: list[bytes]) -> tuple[bytes, bytes]:
@@ -260,10 +266,11 @@ class Both:
             self._runner.run(one.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_both_ways_say_the_same(later: bool) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
+def test_both_ways_say_the_same(later: bool, tls: bool, tmp_path: Path) -> None:
     with asyncio.Runner() as runner:
-        both = Both(runner, later=later)
+        both = Both(runner, later=later, tls=Authority(tmp_path) if tls else None)
 
         @settings(max_examples=25, deadline=None, phases=[Phase.generate, Phase.shrink])
         @given(
@@ -275,6 +282,7 @@ def test_both_ways_say_the_same(later: bool) -> None:
             assert short == long
 
         compare()
+        assert both.thing.taken
         both.close()
 
 

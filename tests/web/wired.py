@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from registryd.metrics import Metrics
 from registryd.web.access import Access, OpenAccess
 from registryd.web.caller import Permission, Scope
 from registryd.web.codec import BodyLimits
+from registryd.web.forwarded import Proxies
+from registryd.web.origin import ANYWHERE, Origins
 from registryd.web.pipeline import Pipeline
 from registryd.web.reply import Reply, Stream
 from registryd.web.request import Request
 from registryd.web.router import Router
 from registryd.web.routing import Handler, Mount, Route
 from registryd.web.server import HttpServer
+from registryd.web.throttle import Limits, Throttle
+from registryd.web.tls import Certificates
 
 
 async def nothing(request: Request) -> Reply:
@@ -83,21 +88,30 @@ class Served:
     pipeline: Pipeline
     metrics: Metrics
     address: tuple[str, int]
+    client_tls: ssl.SSLContext | None = None
+
+    def limited(self, limit: str) -> float:
+        """How often that limit has refused."""
+        found = self.metrics.registry.get_sample_value("registryd_limited_total", {"limit": limit})
+        return found or 0
 
     @property
     def url(self) -> str:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     @asynccontextmanager
-    async def line(self) -> AsyncIterator[Line]:
-        reader, writer = await asyncio.open_connection(*self.address)
+    async def line(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Line]:
+        tls = tls or self.client_tls
+        reader, writer = await asyncio.open_connection(
+            *self.address, ssl=tls, server_hostname="localhost" if tls else None
+        )
         try:
             yield Line(reader, writer)
         finally:
             writer.close()
             try:
                 await writer.wait_closed()
-            except ConnectionError:
+            except (ConnectionError, ssl.SSLError):
                 pass  # the server may have cut the connection
 
 
@@ -107,16 +121,31 @@ async def serving(
     *,
     access: Access | None = None,
     limits: BodyLimits | None = None,
+    origins: Origins = ANYWHERE,
+    proxies: Proxies | None = None,
+    throttle: Limits | None = None,
+    tls: Certificates | None = None,
+    client_tls: ssl.SSLContext | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     metrics = Metrics()
+    limiter = None
+    if throttle is not None:
+        limiter = Throttle(throttle, metrics, spared=None if proxies is None else proxies.trusts)
     pipeline = Pipeline(
-        Router(routes), metrics, access or OpenAccess(), limits=limits or BodyLimits()
+        Router(routes),
+        metrics,
+        access or OpenAccess(),
+        origins=origins,
+        proxies=proxies,
+        throttle=limiter,
+        tls=tls is not None,
+        limits=limits or BodyLimits(),
     )
-    server = HttpServer(pipeline, **settings)
+    server = HttpServer(pipeline, tls=tls, throttle=limiter, **settings)
     [address] = await server.start([("127.0.0.1", 0)])
     try:
-        yield Served(server, pipeline, metrics, address)
+        yield Served(server, pipeline, metrics, address, client_tls)
     finally:
         await server.stop(0)
 
