@@ -44,6 +44,14 @@ class Metrics:
         self.registry.register(self.http)
         self.http_in_flight = gauge("http_requests_in_flight", "HTTP requests under way.")
 
+        self.access_denied = counter("access_denied", "Requests denied, by reason.", "reason")
+        self.access_entries_lost = counter(
+            "access_entries_lost", "Entries of the access record that were given up unwritten."
+        )
+        self.jwks_fetches = counter(
+            "jwks_fetches", "Fetches of the keys of tokens, by what came of them.", "result"
+        )
+
         self.store_calls = counter("store_calls", "Calls to the store.", "script")
         self.store_call_seconds = histogram(
             "store_call_seconds", "Time of one call to the store, in seconds.", "script"

@@ -23,7 +23,7 @@ from registryd import errors
 from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
-from registryd.web.access import Access, Attempt
+from registryd.web.access import Access, Attempt, refuse_in_query
 from registryd.web.caller import Peer, Permission, Scope, permit
 from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
 from registryd.web.reply import END_OF_CHUNKS, Outlet, Reply, Stream
@@ -111,6 +111,7 @@ class Pipeline:
                     limits = replace(limits, size=route.body_bytes)
                 request = Request(raw, params, request_id, limits)
                 act_as(request.signature)
+                refuse_in_query(raw.raw_path)
                 if route.permission is not Permission.OPEN:
                     caller = self._access.known(raw.headers, request.peer)
                     request.caller = caller or await self._access.identify(
