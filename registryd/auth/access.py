@@ -138,10 +138,11 @@ class RequiredAccess:
     async def _verify(self, headers: Headers, peer: Peer) -> Verified:
         """The one caller that all credentials stand for. Each of them has to hold."""
         found = []
-        if (authorization := _only(headers, "Authorization")) is not None:
+        authorization, key = _headers(headers)
+        if authorization is not None:
             text = _bearer(authorization)
             found.append(await self._token(text) if _like_jwt(text) else await self._key(text))
-        if (key := _only(headers, "X-API-Key")) is not None:
+        if key is not None:
             found.append(await self._key(key))
         if peer.certificate is not None:
             found += self._certificate(peer.certificate)
@@ -201,7 +202,7 @@ def _presented(headers: Headers, peer: Peer) -> tuple[Any, ...]:
 
     Of a certificate it is what rules read; of those who show nothing, where they come from.
     """
-    authorization, key = _only(headers, "Authorization"), _only(headers, "X-API-Key")
+    authorization, key = _headers(headers)
     certificate = peer.certificate
     if certificate is not None:
         shown = (certificate.get("subject"), certificate.get("subjectAltName"))
@@ -211,11 +212,16 @@ def _presented(headers: Headers, peer: Peer) -> tuple[Any, ...]:
     return authorization, key
 
 
-def _only(headers: Headers, name: str) -> str | None:
-    """The value of a header; of those that came by the fast lane, which have each name once, in lower
-    case."""
+def _headers(headers: Headers) -> tuple[str | None, str | None]:
+    """Authorization and X-API-Key. Raises Rejected where one stands twice."""
     if not isinstance(headers, CIMultiDictProxy):
-        return headers.get(name.lower())
+        # From the fast lane: each name once, in lower case.
+        return headers.get("authorization"), headers.get("x-api-key")
+    authorization, key = (_only(headers, name) for name in ("Authorization", "X-API-Key"))
+    return authorization, key
+
+
+def _only(headers: CIMultiDictProxy[str], name: str) -> str | None:
     values = headers.getall(name, ())
     if len(values) > 1:
         raise Rejected(Reason.MALFORMED, f"several {name} headers; send one")
