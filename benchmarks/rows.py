@@ -459,6 +459,31 @@ def _quantile(buckets: dict[float, float], part: float) -> float:
     )
 
 
+# --- access
+
+
+def a1(bench: Bench) -> list[Figure]:
+    """Heartbeat PUTs a second with an API key, to a daemon that demands one against one that does not: the
+    same requests, on one store."""
+    fleet = bench.fleet
+    free = fleet.new_daemon()
+    send_all(free.port, data.registrations(0, _BEATING))
+    headers = f"Authorization: Bearer {fleet.new_key(free)}\r\n"
+    required = {"REGISTRYD_AUTH__MODE": "required"}
+    guarded = fleet.new_daemon(store_of=free, settings=required)
+    sides = [
+        _heartbeats(bench, server, name, headers)
+        for server, name in ((guarded, "required"), (free, "none"))
+    ]
+    rounds = bench.compare(sides)
+    for server in (guarded, free):
+        server.stop()
+    goals: dict[str, tuple[float | None, float | None]] = {
+        "heartbeat PUTs with a key, auth required x none": (0.95, 1)
+    }
+    return _figures("A1", goals, [("required", "none")], rounds)
+
+
 # --- memory
 
 
@@ -701,6 +726,7 @@ ROWS: Final = (
     Row("R4", "cache hits under change", r4),
     Row("R5", "a list of 10 000", r5),
     Row("K1", "health checks", k1),
+    Row("A1", "heartbeats with a key", a1),
     Row("M1", "memory of 100 000 instances", m1),
     Row("M2", "memory of idle watchers", m2),
     Row("E1", "events to 1000 watchers", e1),

@@ -5,6 +5,7 @@ scratch folder, in memory where the system has such a place.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -281,6 +282,15 @@ class Fleet:
         else:
             server.store_pid, server.store_socket = store_of.store_pid, store_of.store_socket
         return server
+
+    def new_key(self, daemon: Server) -> str:
+        """An API key for writers, in the store of a daemon."""
+        command = [
+            sys.executable, "-m", "registryd", "keys", "create", "--role", "writer", "-o", "json",
+            "--redis-url", f"unix://{daemon.store_socket}",
+        ]  # fmt: skip
+        made = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+        return str(json.loads(made.stdout)["key"])
 
     def new_bare(self, body: bytes = b"{}", *, cpus: frozenset[int] | None = None) -> Server:
         folder, port = self._folder("bare"), free_port()

@@ -7,12 +7,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from registryd import __version__
-from registryd.config import Settings
+from registryd.auth import certificates
+from registryd.auth.access import Anonymous, RequiredAccess
+from registryd.auth.certificates import CertificateRule
+from registryd.auth.journal import WRITE_EVERY, Journal
+from registryd.auth.keyfile import checked_prefixes
+from registryd.auth.keyfile import read as read_keys
+from registryd.auth.keyring import LOOK_EVERY, USES_EVERY, Keyring
+from registryd.auth.routes import AuditRoutes
+from registryd.auth.store import AuthStore
+from registryd.auth.types import ROLES
+from registryd.auth.watched import WatchedFile
+from registryd.config import Auth, Redis, Settings
 from registryd.errors import StartupRefused
 from registryd.events import asyncapi
 from registryd.events.cloudevent import source_of
@@ -70,6 +81,9 @@ from registryd.web.server import HttpServer
 from registryd.web.throttle import Allowance, Throttle
 from registryd.web.throttle import Limits as UseLimits
 from registryd.web.tls import Certificates, TlsFiles
+
+if TYPE_CHECKING:
+    from registryd.auth.jwks import Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -150,6 +164,7 @@ class Daemon:
         deployment = await self.store.set_up(settings.redis.deployment)
 
         loops = self.supervisor
+        self._undo.append(self._end_access)
         # After the loops have stopped, so that nothing new is begun.
         self._undo.append(lambda: self.courier.stop(settings.server.shutdown_grace))
         self._undo.append(loops.stop)
@@ -170,6 +185,7 @@ class Daemon:
         loops.start("news", self.fanout.listen)
         if settings.webhooks.enabled:
             loops.start("webhooks", self.courier.turn)
+        await self._start_access()
 
         server = settings.server
         certificates = None
@@ -211,20 +227,7 @@ class Daemon:
             url = await embedded.start()
             self._undo.append(embedded.stop)
             self.store_address = f"embedded {embedded.version}, data in {embedded.data_dir}"
-        connection = Connection(
-            url,
-            self.metrics,
-            password=redis.password.get_secret_value() if redis.password else None,
-            connect_timeout=redis.connect_timeout,
-            command_timeout=redis.command_timeout,
-            tls=Trust(
-                redis.tls.ca_file,
-                redis.tls.cert_file,
-                redis.tls.key_file,
-                redis.tls.check_hostname,
-            ),
-            max_connections=redis.max_connections,
-        )
+        connection = connection_to(url, redis, self.metrics)
         self._undo.append(connection.close)
         self.store_address = self.store_address or connection.address
         return connection
@@ -317,13 +320,16 @@ class Daemon:
         )
         self.store_figures = StoreFigures(connection)
         metrics.on_scrape(self.store_figures.collect)
+        access, access_table = self._wire_access(AuthStore(connection, keys))
         table = [
             *services.table(),
             *self._wire_health(reads, registrar),
             *self._wire_streams(reads, stream, sync, keys),
             *self._wire_webhooks(reads, connection, scripts, keys),
+            *access_table,
             *node.table(),
         ]
+        self.table = tuple(table)
         # Made when somebody asks: it takes longer than everything else at the start together.
         self.describe = cache(lambda: openapi.document(table, title=TITLE, version=__version__))
         node.describe = cache(lambda: codec.dumps(self.describe()))
@@ -335,13 +341,93 @@ class Daemon:
         self.pipeline = Pipeline(
             Router(table),
             metrics,
-            self._access or OpenAccess(),
+            access,
             origins=origins_of(settings),
             proxies=proxies,
             throttle=self.throttle,
             tls=settings.server.tls.cert_file is not None,
             limits=BodyLimits(seconds=settings.server.body_timeout.total_seconds()),
         )
+
+    def _wire_access(self, store: AuthStore) -> tuple[Access, list[Route]]:
+        auth, metrics, clock = self.settings.auth, self.metrics, self._clock
+        table = AuditRoutes(store).table()
+        if self._access is not None or auth.mode == "none":
+            return self._access or OpenAccess(), table
+        file = None if auth.keys_file is None else WatchedFile(auth.keys_file, read_keys)
+        self.keyring = Keyring(store, clock, file)
+        self.journal = Journal(store, metrics, clock)
+        self.tokens = self._tokens() if auth.jwt.enabled else None
+        access = RequiredAccess(
+            self.keyring,
+            self.journal,
+            metrics,
+            clock,
+            tokens=self.tokens,
+            certificates=certificate_rules(auth),
+            anonymous=None
+            if auth.anonymous.role is None
+            else Anonymous(ROLES[auth.anonymous.role], networks(auth.anonymous.cidrs)),
+        )
+        self.keyring.changed = access.forget
+        if self.tokens is not None:
+            self.tokens.source.changed = access.forget
+        return access, table
+
+    def _tokens(self) -> "Tokens":
+        # Imported only where tokens are accepted: cryptography takes long, and much memory.
+        from registryd.auth import jwks, jwt
+
+        auth, clock = self.settings.auth.jwt, self._clock
+        source: jwks.TokenKeySource
+        if auth.jwks_url is not None:
+            # The operator's own address and not a client's: it may be on this machine.
+            egress = Outbound(EgressPolicy(loopback=True))
+            self._undo.append(egress.close)
+            source = jwks.RemoteKeys(
+                egress, auth.jwks_url, self.metrics, clock, interval=auth.refresh_interval
+            )
+        elif auth.jwks_file is not None:
+            source = jwks.FileKeys(WatchedFile(auth.jwks_file, jwt.of_jwks))
+        elif auth.public_key_file is not None:
+            source = jwks.FileKeys(WatchedFile(auth.public_key_file, jwt.of_pem))
+        else:
+            assert auth.secret is not None  # noqa: S101  the settings have seen to it
+            source = jwks.FixedKeys(jwt.of_secret(auth.secret.get_secret_value()))
+        rules = jwt.JwtRules(
+            issuer=auth.issuer or "",
+            audience=auth.audience,
+            algorithms=auth.algorithms,
+            role_claim=auth.role_claim,
+            prefixes_claim=auth.prefixes_claim,
+            leeway=auth.leeway,
+        )
+        return jwks.Tokens(source, rules, clock)
+
+    async def _start_access(self) -> None:
+        """Has the keys before the first request comes, and keeps them up to date."""
+        auth = self.settings.auth
+        if auth.mode == "none":
+            return
+        loops, tokens = self.supervisor, self.tokens
+        await self.keyring.load()
+        loops.start("keys", self.keyring.turn, pause=LOOK_EVERY.total_seconds())
+        loops.start("key uses", self.keyring.write_uses, pause=USES_EVERY.total_seconds())
+        loops.start("access record", self.journal.turn, pause=WRITE_EVERY.total_seconds())
+        if tokens is not None:
+            await tokens.source.load()
+            loops.start("token keys", tokens.source.turn, pause=LOOK_EVERY.total_seconds())
+        if not (self.keyring.known or tokens or auth.certificates or auth.anonymous.role):
+            log.warning(
+                "nobody can enter yet: auth.mode is required and there is no API key",
+                make_one="registryd keys create --role admin",
+            )
+
+    async def _end_access(self) -> None:
+        """Writes what was noted last; comes after the loops have stopped."""
+        if self.settings.auth.mode != "none":
+            await self.journal.turn()
+            await self.keyring.write_uses()
 
     def _wire_health(self, reads: Reads, registrar: Registrar) -> list[Route]:
         settings = self.settings.health
@@ -408,6 +494,37 @@ class Daemon:
     async def _last_error(self, instance: Instance) -> str | None:
         [vitals] = await self.store.vitals([instance.id])
         return last_error(vitals)
+
+
+def connection_to(url: str, redis: Redis, metrics: Metrics) -> Connection:
+    """Clients of the store at `url`, as the settings want them."""
+    return Connection(
+        url,
+        metrics,
+        password=redis.password.get_secret_value() if redis.password else None,
+        connect_timeout=redis.connect_timeout,
+        command_timeout=redis.command_timeout,
+        tls=Trust(
+            redis.tls.ca_file, redis.tls.cert_file, redis.tls.key_file, redis.tls.check_hostname
+        ),
+        max_connections=redis.max_connections,
+    )
+
+
+def certificate_rules(auth: Auth) -> list[CertificateRule]:
+    """Raises StartupRefused for what names no certificate."""
+    try:
+        return [
+            CertificateRule(
+                ROLES[rule.role],
+                certificates.subject(rule.subject) if rule.subject else frozenset(),
+                certificates.san(rule.san) if rule.san else None,
+                checked_prefixes(rule.prefixes),
+            )
+            for rule in auth.certificates
+        ]
+    except ValueError as error:
+        raise StartupRefused(f"auth.certificates: {error}") from None
 
 
 def event_scripts_for(info: Mapping[str, object]) -> dict[str, Script]:

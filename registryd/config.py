@@ -241,6 +241,20 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, float) else value
 
 
+def _jwks_url(value: str) -> str:
+    """What keys are believed from has to be the right server: https, or this machine."""
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname or ""
+    except ValueError:
+        raise _wrong("not a URL") from None
+    if parts.scheme == "https" and host:
+        return value
+    if parts.scheme == "http" and Address(host, 0).is_loopback:
+        return value
+    raise _wrong("must begin with https:// (http:// only for this machine)")
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -253,6 +267,14 @@ _Listen = Annotated[
     AfterValidator(_distinct),
 ]
 _Word = Annotated[str, AfterValidator(_word)]
+_Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_one_or_many)
+]
+_Role = Literal["reader", "writer", "admin"]
+_Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+    "HS256", "HS384", "HS512",
+]  # fmt: skip
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -438,9 +460,7 @@ class Health(_Section):
 class Egress(_Section):
     """Where the daemon itself may connect to, on behalf of who registers checks and webhooks."""
 
-    allowed: Annotated[
-        tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_one_or_many)
-    ] = ("0.0.0.0/0", "::/0")
+    allowed: _Networks = ("0.0.0.0/0", "::/0")
 
 
 class View(_Section):
@@ -454,19 +474,121 @@ class Events(_Section):
     buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
 
 
+class Anonymous(_Section):
+    """Whom callers without a credential are taken for, by where they come from."""
+
+    role: _Role | None = None
+    cidrs: _Networks = ()
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.role is None) is bool(self.cidrs):
+            raise _conflict(
+                "auth.anonymous needs both a role and the networks (cidrs) it is for",
+                "auth.anonymous.role",
+                "auth.anonymous.cidrs",
+            )
+        return self
+
+
+class Jwt(_Section):
+    """Tokens that others issue. Switched on by saying where their keys are."""
+
+    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = None
+    jwks_file: Path | None = None
+    public_key_file: Path | None = None
+    secret: SecretStr | None = None
+    issuer: str | None = None
+    audience: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ()
+    algorithms: Annotated[
+        tuple[_Algorithm, ...], BeforeValidator(_one_or_many), Field(min_length=1)
+    ] = ("RS256", "ES256")
+    role_claim: str = Field("role", min_length=1)
+    prefixes_claim: str | None = Field(None, min_length=1)
+    leeway: _AnyDuration = timedelta(seconds=30)
+    refresh_interval: _Duration = timedelta(minutes=5)
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self._sources())
+
+    def _sources(self) -> list[str]:
+        names = ("jwks_url", "jwks_file", "public_key_file", "secret")
+        return [f"auth.jwt.{name}" for name in names if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        sources = self._sources()
+        if len(sources) > 1:
+            raise _conflict(
+                "auth.jwt takes its keys from one place: jwksUrl, jwksFile, publicKeyFile or secret",
+                *sources,
+            )
+        if not sources:
+            if self.issuer or self.audience:
+                raise _conflict(
+                    "auth.jwt needs jwksUrl, jwksFile, publicKeyFile or secret to verify tokens with",
+                    "auth.jwt.issuer",
+                    "auth.jwt.audience",
+                )
+            return self
+        if not self.issuer or not self.audience or not all(self.audience):
+            raise _conflict(
+                "auth.jwt needs issuer and audience: without them any token that the same keys have "
+                "signed, for whatever service, would do",
+                *sources,
+            )
+        self._fitting_algorithms()
+        if self.leeway > timedelta(minutes=5):
+            raise _conflict("auth.jwt.leeway: at most 5m", "auth.jwt.leeway")
+        return self
+
+    def _fitting_algorithms(self) -> None:
+        """A shared secret and public keys are never both accepted: one would be taken for the other."""
+        shared = [name for name in self.algorithms if name.startswith("HS")]
+        if self.secret is None:
+            if shared:
+                raise _conflict(
+                    f"{', '.join(shared)} needs auth.jwt.secret; public keys take RS256, PS256, ES256, "
+                    "EdDSA and their longer forms",
+                    "auth.jwt.algorithms",
+                )
+            return
+        if len(shared) < len(self.algorithms):
+            raise _conflict(
+                "with auth.jwt.secret auth.jwt.algorithms has to be HS256, HS384 or HS512",
+                "auth.jwt.algorithms",
+                "auth.jwt.secret",
+            )
+        needed = max(int(name[2:]) // 8 for name in shared)
+        if len(self.secret.get_secret_value().encode()) < needed:
+            raise _conflict(
+                f"too short for {max(shared)}: at least {needed} bytes", "auth.jwt.secret"
+            )
+
+
+class Certificate(_Section):
+    """Which client certificates have a role. `subject` and `san` both have to fit where both stand."""
+
+    subject: str | None = Field(None, min_length=1)
+    san: str | None = Field(None, min_length=1)
+    role: _Role
+    prefixes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.subject is None and self.san is None:
+            raise _wrong("needs subject, such as CN=billing, or san, such as DNS:billing.internal")
+        return self
+
+
 class Auth(_Section):
     mode: Literal["none", "required"] = "none"
     insecure: bool = False
-
-    @model_validator(mode="after")
-    def _available(self) -> Self:
-        if self.mode == "required":
-            raise _conflict(
-                "required is not available in this version; use none, and keep server.listen on "
-                "loopback or put a proxy that authenticates in front",
-                "auth.mode",
-            )
-        return self
+    keys_file: Path | None = None
+    anonymous: Anonymous = Anonymous()
+    jwt: Jwt = Jwt()
+    certificates: tuple[Certificate, ...] = ()
 
 
 class PerCaller(_Section):
@@ -536,7 +658,8 @@ class Settings(_Section):
             raise _conflict(
                 f"{', '.join(exposed)} can be reached from other machines while auth.mode is none, "
                 "so anybody could change the registry; listen on loopback (127.0.0.1, ::1, "
-                "localhost), or set auth.insecure: true if the network keeps strangers out",
+                "localhost), set auth.mode: required, or auth.insecure: true if the network keeps "
+                "strangers out",
                 "server.listen",
                 "auth.insecure",
                 "auth.mode",
@@ -583,13 +706,11 @@ def load(path: Path | None, *, flags: Mapping[str, object], environ: Mapping[str
 def describe(settings: Settings) -> dict[str, object]:
     """The settings in use as the file would write them, with every secret masked."""
 
-    def shown(section: BaseModel) -> dict[str, object]:
-        return {
-            to_camel(name): shown(value) if isinstance(value, BaseModel) else _printable(value)
-            for name, value in section
-        }
+    return _shown(settings)
 
-    return shown(settings)
+
+def _shown(section: BaseModel) -> dict[str, object]:
+    return {to_camel(name): _printable(value) for name, value in section}
 
 
 def reload_diff(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
@@ -612,12 +733,14 @@ def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, object]
 
 def _printable(value: object) -> object:
     match value:
+        case BaseModel():
+            return _shown(value)
         case SecretStr():
             return MASK
         case timedelta():
             return duration_text(value)
         case tuple():
-            return [str(item) for item in value]
+            return [_shown(one) if isinstance(one, BaseModel) else str(one) for one in value]
         case Path():
             return str(value)
         case str():

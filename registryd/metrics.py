@@ -47,6 +47,13 @@ class Metrics:
         self.limited = counter(
             "limited", "Requests and connections refused for being too many.", "limit"
         )
+        self.access_denied = counter("access_denied", "Requests denied, by reason.", "reason")
+        self.access_entries_lost = counter(
+            "access_entries_lost", "Entries of the access record that were given up unwritten."
+        )
+        self.jwks_fetches = counter(
+            "jwks_fetches", "Fetches of the keys of tokens, by what came of them.", "result"
+        )
 
         self.store_calls = counter("store_calls", "Calls to the store.", "script")
         self.store_call_seconds = histogram(

@@ -1,3 +1,4 @@
+import json
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -260,7 +261,8 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs(config: Path) -> No
 
 def test_a_key_like_no_other_is_answered_with_those_that_exist(config: Path) -> None:
     assert problems(config, "auth: {zzz: 1}") == [
-        "config.yaml:1:8: auth.zzz: unknown key; known here: mode, insecure"
+        "config.yaml:1:8: auth.zzz: unknown key; known here: mode, insecure, keysFile, anonymous, jwt, "
+        "certificates"
     ]
 
 
@@ -290,7 +292,7 @@ def test_a_wrong_item_of_a_list_is_told_with_its_own_place(config: Path) -> None
 
 def test_a_value_where_a_section_belongs_is_told_its_keys(config: Path) -> None:
     assert problems(config, "auth: none") == [
-        "config.yaml:1:1: auth: must hold keys: mode, insecure"
+        "config.yaml:1:1: auth: must hold keys: mode, insecure, keysFile, anonymous, jwt, certificates"
     ]
 
 
@@ -428,9 +430,70 @@ def test_insecure_allows_other_addresses() -> None:
     assert settings.server.listen == (Address("", 1),)
 
 
-def test_required_authentication_is_refused_as_not_available(config: Path) -> None:
-    (problem,) = problems(config, "auth: {mode: required}")
-    assert problem.startswith("config.yaml:1:8: auth.mode: required is not available")
+def test_required_authentication_allows_other_addresses() -> None:
+    settings = from_env(REGISTRYD_SERVER__LISTEN=":1", REGISTRYD_AUTH__MODE="required")
+    assert settings.server.listen == (Address("", 1),)
+
+
+ISSUED = "issuer: https://id.example, audience: registryd"
+
+
+@pytest.mark.parametrize(
+    ("jwt", "part"),
+    [
+        ("{jwksUrl: https://id.example/keys}", "needs issuer and audience"),
+        ("{jwksUrl: https://id.example/keys, issuer: x}", "needs issuer and audience"),
+        (f"{{jwksFile: a, publicKeyFile: b, {ISSUED}}}", "keys from one place"),
+        (f"{{{ISSUED}}}", "needs jwksUrl, jwksFile, publicKeyFile or secret"),
+        (f"{{jwksUrl: 'http://id.example/keys', {ISSUED}}}", "must begin with https://"),
+        (f"{{jwksUrl: 'ftp://id.example', {ISSUED}}}", "must begin with https://"),
+        (f"{{jwksFile: a, algorithms: [none], {ISSUED}}}", "Input should be"),
+        (f"{{jwksFile: a, algorithms: [RS256, HS256], {ISSUED}}}", "HS256 needs auth.jwt.secret"),
+        (f"{{jwksFile: a, algorithms: [], {ISSUED}}}", "at least 1 item"),
+        (f"{{secret: {'x' * 32}, {ISSUED}}}", "has to be HS256, HS384 or HS512"),
+        (f"{{secret: {'x' * 31}, algorithms: HS256, {ISSUED}}}", "at least 32 bytes"),
+        (f"{{jwksFile: a, leeway: 6m, {ISSUED}}}", "at most 5m"),
+    ],
+)
+def test_tokens_that_would_be_verified_badly_are_refused(config: Path, jwt: str, part: str) -> None:
+    (problem,) = problems(config, f"auth: {{mode: required, jwt: {jwt}}}")
+    assert "auth.jwt" in problem
+    assert part in problem
+
+
+@pytest.mark.parametrize(
+    "jwt",
+    [
+        "jwksUrl: https://id.example/keys",
+        "jwksUrl: 'http://127.0.0.1:8080/keys'",
+        "publicKeyFile: key.pem, algorithms: [EdDSA]",
+        f"secret: {'x' * 64}, algorithms: [HS256, HS512]",
+    ],
+)
+def test_tokens_are_switched_on_by_the_place_of_their_keys(config: Path, jwt: str) -> None:
+    config.write_text(f"auth: {{mode: required, jwt: {{{jwt}, {ISSUED}}}}}")
+    settings = load(config, flags={}, environ={})
+    assert settings.auth.jwt.enabled
+    assert settings.auth.jwt.audience == ("registryd",)
+    assert "x" * 32 not in json.dumps(describe(settings))
+
+
+def test_anonymous_callers_need_a_role_and_networks(config: Path) -> None:
+    for half in ("role: reader", "cidrs: [10.0.0.0/8]"):
+        (problem,) = problems(config, f"auth: {{anonymous: {{{half}}}}}")
+        assert "needs both a role and the networks" in problem
+
+
+def test_rules_for_certificates_are_read_and_shown(config: Path) -> None:
+    config.write_text("auth: {certificates: [{subject: CN=billing, role: writer, prefixes: [b-]}]}")
+    (rule,) = load(config, flags={}, environ={}).auth.certificates
+    assert (rule.subject, rule.role, rule.prefixes) == ("CN=billing", "writer", ("b-",))
+    shown = describe(load(config, flags={}, environ={}))["auth"]
+    assert shown["certificates"] == [  # type: ignore[index]
+        {"subject": "CN=billing", "san": None, "role": "writer", "prefixes": ["b-"]}
+    ]
+    (problem,) = problems(config, "auth: {certificates: [{role: writer}]}")
+    assert problem.startswith("config.yaml:1:23: auth.certificates.0: needs subject")
 
 
 @pytest.mark.parametrize(

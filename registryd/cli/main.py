@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from registryd import __version__
+from registryd.cli import keys
+from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
 from registryd.errors import StartupRefused
 
 app = typer.Typer(
@@ -19,23 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys.app, name="keys")
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="YAML file; see config.example.yaml.", envvar="REGISTRYD_CONFIG"
-    ),
-]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[
     int | None, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")
-]
-DataDirOption = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the embedded store keeps its data.")
-]
-RedisUrlOption = Annotated[
-    str | None,
-    typer.Option("--redis-url", help="embedded, redis://…, rediss://… or unix://…"),
 ]
 ReusePortOption = Annotated[
     bool | None,
@@ -85,7 +75,7 @@ def serve(
     try:
         run(config, flags, os.environ)
     except StartupRefused as refusal:
-        _refuse(refusal)
+        leave(refusal.detail)
 
 
 @app.command("check-config")
@@ -96,7 +86,7 @@ def check_config(config: ConfigOption = None) -> None:
     try:
         settings = load(config, flags={}, environ=os.environ)
     except StartupRefused as refusal:
-        _refuse(refusal)
+        leave(refusal.detail)
     typer.echo(json.dumps(describe(settings), indent=2, ensure_ascii=False))
 
 
@@ -114,12 +104,6 @@ def show_asyncapi() -> None:
     from registryd.app import asyncapi_document
 
     typer.echo(json.dumps(asyncapi_document("ossa"), indent=2, ensure_ascii=False))
-
-
-def _refuse(refusal: StartupRefused) -> NoReturn:
-    for line in refusal.detail.splitlines():
-        typer.echo(f"registryd: {line}", err=True)
-    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -58,6 +58,14 @@ _STABLE_SECONDS = 60.0
 """After living this long, a crash is a new one and not one more of a crash loop."""
 
 
+class InUse(StartupRefused):
+    """Another daemon works on the data directory; its store answers, or soon will, at `url`."""
+
+    def __init__(self, detail: str, *, url: str) -> None:
+        super().__init__(detail)
+        self.url = url
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What a server says of itself."""
@@ -168,10 +176,12 @@ class EmbeddedStore:
         except BlockingIOError:
             holder = os.pread(lock, 20, 0).decode().strip() or "unknown"
             os.close(lock)
-            raise StartupRefused(
+            url = f"unix://{quote(str(self._recorded_socket()))}"
+            raise InUse(
                 f"the data directory {self.data_dir} is in use by the registryd with pid {holder}. Give "
                 "this one another directory (--data-dir), or let it share the store of the first "
-                f"(--redis-url unix://{quote(str(self._recorded_socket()))})."
+                f"(--redis-url {url}).",
+                url=url,
             ) from None
         os.pwrite(
             lock, b"%10d" % os.getpid(), 0

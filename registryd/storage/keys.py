@@ -82,6 +82,10 @@ class Keys:
     def history(self, service: str) -> str:
         return f"{self.prefix}:history:{self.tag}{service}"
 
+    def auth(self, part: str) -> str:
+        """One of the keys of `registryd/auth/store.py`; no service is in them, so they carry no tag."""
+        return f"{self.prefix}:auth:{part}"
+
     def channel(self, event_type: str) -> str:
         """The pub/sub channel of an event type; it carries no tag, subscribers use a pattern."""
         return f"{self.prefix}:events:{event_type}"

@@ -1,8 +1,10 @@
 """The question a request asks before it is let in. Which credentials exist is not known here."""
 
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from registryd.errors import Malformed
 from registryd.web.caller import Caller, Peer, Permission
 from registryd.web.shortcut import Headers
 
@@ -49,3 +51,16 @@ class OpenAccess:
 
     def note(self, attempt: Attempt) -> None:
         """Nobody is refused, and nobody is an admin more than others."""
+
+
+_IN_QUERY: Final = re.compile(r"[?&](access_token|api[_-]?key|token)=", re.IGNORECASE)
+
+
+def refuse_in_query(target: str) -> None:
+    """Raises Malformed for a request target with a credential in its query, where proxies, histories
+    and logs would keep it. `key` is none: it is what `/services/{name}/url` hashes."""
+    if (found := _IN_QUERY.search(target)) is not None:
+        raise Malformed(
+            f"{found[1].lower()}: credentials do not belong in the URL; send Authorization: Bearer …, "
+            "and change this one, which others may have seen"
+        )

@@ -24,7 +24,7 @@ from registryd import errors
 from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
-from registryd.web.access import Access, Attempt
+from registryd.web.access import Access, Attempt, refuse_in_query
 from registryd.web.caller import Caller, Peer, Permission, Scope, permit
 from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
 from registryd.web.forwarded import Proxies
@@ -134,6 +134,7 @@ class Pipeline:
                     raw, params, request_id, limits, peer=peer, throttle=self._throttle
                 )
                 act_as(request.signature)
+                refuse_in_query(raw.raw_path)
                 if not public:
                     request.caller = await self._identify(raw.headers, peer)
                     if self._throttle is not None and not route.renewal:
