@@ -38,6 +38,8 @@ class Memory:
     missed: bool = False
     """It is unhealthy because heartbeats were missed, not because it said so."""
     seen: Seen = field(default_factory=Seen)
+    took: tuple[int, ...] = ()
+    """How long the latest successful probes took, in ms, where that is judged."""
     looked_ms: int = 0
     """When the last finding was made, on the lease clock."""
 
@@ -62,7 +64,13 @@ class Memory:
             ),
             kept.get("status", ""),
             kept.get("missed", False),
-            Seen(kept.get("digest", ""), kept.get("absent", 0), kept.get("seenAt", "")),
+            Seen(
+                kept.get("digest", ""),
+                kept.get("absent", 0),
+                kept.get("seenAt", ""),
+                kept.get("missing", ""),
+            ),
+            tuple(kept.get("took", ())),
             kept.get("looked", 0),
         )
 
@@ -77,6 +85,8 @@ class Memory:
                 "digest": self.seen.digest,
                 "absent": self.seen.absent,
                 "seenAt": self.seen.at,
+                "missing": self.seen.missing,
+                "took": self.took,
                 "looked": self.looked_ms,
             }
         )

@@ -12,6 +12,8 @@ HTTP_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "h
 class Spec(NamedTuple):
     target: Target
     retries: int
+    degraded_ms: int | None
+    """Typically slower than this is degraded (`probing/latency.py`)."""
 
 
 def spec_of(document: bytes, timeout_ms: int) -> Spec:
@@ -34,12 +36,11 @@ def spec_of(document: bytes, timeout_ms: int) -> Spec:
         expected_statuses=frozenset(check.get("expectedStatusCodes") or ()),
         conditions=tuple(check.get("conditions") or ()),
         degraded_conditions=tuple(check.get("degradedConditions") or ()),
-        degraded_ms=check.get("degradedMs"),
         verify_tls=not check.get("tlsSkipVerify", False),
         server_name=check.get("tlsServerName"),
         grpc_service=check.get("grpcService") or "",
     )
-    return Spec(target, check.get("retries") or 0)
+    return Spec(target, check.get("retries") or 0, check.get("degradedMs"))
 
 
 def _usual(scheme: str) -> str:

@@ -209,6 +209,8 @@ class Claim(NamedTuple):
     late_ms: int
     renewed_ms: int | None
     """How long ago the lease was renewed, if that can be told: not while it is held or draining."""
+    discovered: str
+    """What earlier probes found it to offer (`Row.discovered`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,10 @@ class Report:
     finding: bytes = b""
     error: str = ""
     extra: bytes = b""
-    discovered: bytes | Literal["", "none"] = ""
+    told: bytes | Literal["", "none"] = ""
+    """All that its answer told of the instance."""
+    discovered: str = ""
+    """What of that counts (`Row.discovered`), or "none"."""
 
 
 class Reported(NamedTuple):
@@ -247,7 +252,7 @@ class Vitals(NamedTuple):
     finding: bytes
     state: bytes
     transitions: bytes
-    discovered: bytes
+    told: bytes
 
 
 class SnapshotRow(NamedTuple):
@@ -516,9 +521,10 @@ class RegistryStore:
                     int(at),
                     int(late),
                     int(renewed) if int(renewed) >= 0 else None,
+                    discovered.decode(),
                 )
-                for identity, row, document, health, late, renewed in zip(
-                    *(iter(claimed),) * 6, strict=True
+                for identity, row, document, health, late, renewed, discovered in zip(
+                    *(iter(claimed),) * 7, strict=True
                 )
             ],
         )
@@ -538,8 +544,9 @@ class RegistryStore:
             report.finding,
             report.error,
             report.extra,
-            report.discovered,
+            report.told,
             claim.health,
+            report.discovered,
             nonce=nonce,
         )
         match reply[0]:
