@@ -7,8 +7,7 @@ is found by them like by declared ones, each until `ABSENT` passing probes in a 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from registryd.registry.document import Offer
 from registryd.registry.types import (
@@ -40,8 +39,7 @@ VERSION: Final[str] = Capability.model_fields["version"].default
 T = TypeVar("T", str, tuple[str, str])
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What the last probes saw: the digest of what is stored, and how many since saw nothing of it."""
 
     digest: str = ""
@@ -89,7 +87,7 @@ def note(seen: Seen, told: dict[str, Any], *, now: str) -> tuple[Seen, str]:
             return seen, ""
         if seen.absent + 1 >= ABSENT:
             return Seen(missing=seen.missing), "none"
-        return replace(seen, absent=seen.absent + 1), ""
+        return seen._replace(absent=seen.absent + 1), ""
     text = json.dumps(told, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return Seen(digest, 0, now, seen.missing), "" if digest == seen.digest else text

@@ -1,8 +1,9 @@
 """What to probe for an instance, read from what it registered. Pure."""
 
-import json
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
+
+from pydantic_core import from_json
 
 from registryd.probing.types import Target
 
@@ -18,7 +19,7 @@ class Spec(NamedTuple):
 
 def spec_of(document: bytes, timeout_ms: int) -> Spec:
     """The target of an instance's document; `timeout_ms` is what the store holds as agreed."""
-    fields: dict[str, Any] = json.loads(document)
+    fields: dict[str, Any] = from_json(document)
     check: dict[str, Any] | None = fields.get("healthCheck")
     endpoint: str = fields["endpoint"]
     scheme = urlsplit(endpoint).scheme.lower()

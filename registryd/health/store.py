@@ -1,11 +1,11 @@
 """The checks of instances, as the checker claims and reports them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
+from pydantic_core import to_json
 
 from registryd.health.decide import Memory, decide, details_of, heard, verdict_of
 from registryd.health.discovered import note, offered, read, standing
@@ -100,7 +100,7 @@ def report_of(held: Held, finding: Finding, features: Mapping[str, str], *, now:
         seen, told = note(memory.seen, body, now=now)
         before = Offer.decode(claim.discovered)
         offer, missing = standing(before, seen.missing, offered(body, features))
-        after = replace(after, seen=replace(seen, missing=missing))
+        after = after._replace(seen=seen._replace(missing=missing))
         if offer != before:
             discovered = offer.encode() or "none"
     shown = _shown(finding, verdict, now, timed=not memory.beats)
@@ -112,9 +112,9 @@ def report_of(held: Held, finding: Finding, features: Mapping[str, str], *, now:
         status="" if status == claim.health else status,
         counts=after.encode_counts(),
         flap=after.encode_flap(),
-        finding=_json(shown),
+        finding=to_json(shown),
         error=shown.get("error", ""),
-        extra=b"," + _json(extra)[1:-1],
+        extra=b"," + to_json(extra)[1:-1],
         told=told.encode(),
         discovered=discovered,
     )
@@ -128,10 +128,10 @@ def timed(held: Held, finding: Finding) -> tuple[Memory, Finding]:
     latest probes typically took too long."""
     memory, limit = held.memory, held.degraded_ms
     if limit is None:
-        return (replace(memory, took=()) if memory.took else memory), finding
+        return (memory._replace(took=()) if memory.took else memory), finding
     if finding.verdict == "unhealthy":
         return memory, finding
-    memory = replace(memory, took=noted(memory.took, finding.response_time_ms))
+    memory = memory._replace(took=noted(memory.took, finding.response_time_ms))
     worst = typical_worst(memory.took)
     if finding.verdict == "healthy" and worst > limit:
         error = f"typically takes {worst} ms, over {limit} ms"
@@ -150,7 +150,3 @@ def _shown(finding: Finding, verdict: str, now: str, *, timed: bool) -> dict[str
             {"condition": text, "passed": passed} for text, passed in finding.conditions
         ]
     return shown
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

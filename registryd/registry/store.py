@@ -5,12 +5,13 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 """
 
 import itertools
-import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal, NamedTuple
+
+from pydantic_core import from_json
 
 from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
@@ -536,7 +537,7 @@ class RegistryStore:
         reply = await self._run(
             "report_check",
             claim.id,
-            json.loads(claim.state)["token"],
+            from_json(claim.state)["token"],
             "1" if report.passed else "",
             report.status,
             report.counts,
