@@ -432,7 +432,7 @@ class Daemon:
     def _wire_health(self, reads: Reads, registrar: Registrar) -> list[Route]:
         settings = self.settings.health
         self.checker = Checker(
-            InstanceChecks(self.store, self._clock),
+            InstanceChecks(self.store, self._clock, settings.features),
             probes(self.outbound) if self._probes is None else self._probes,
             self.metrics,
             Limits(settings.concurrency, settings.concurrency_per_host),

@@ -112,6 +112,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]*))
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_CAPABILITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -164,6 +165,22 @@ def _one_or_many(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, int) else value
+
+
+def _pairs(value: object) -> object:
+    """A mapping, or `name=value` pairs with commas as an environment variable has to write them."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): text.strip() for name, _, text in pairs}
+
+
+def _capability(value: str) -> str:
+    if not _CAPABILITY.fullmatch(value):
+        raise _wrong(
+            "1 to 128 letters, digits or any of . _ : / -, starting with a letter or digit"
+        )
+    return value
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
@@ -444,6 +461,20 @@ class Health(_Section):
     success_threshold: int = Field(2, ge=1, le=100)
     concurrency: int = Field(256, ge=1, le=10_000)
     concurrency_per_host: int = Field(8, ge=1, le=10_000)
+    features: Annotated[
+        Mapping[
+            Annotated[str, AfterValidator(_capability)], Annotated[str, AfterValidator(_capability)]
+        ],
+        BeforeValidator(_pairs),
+    ] = Field(
+        default_factory=lambda: {
+            "txt2img": "image_generation",
+            "img2img": "image_generation",
+            "txt2vid": "video_generation",
+            "img2vid": "video_generation",
+            "txt2audio": "audio_generation",
+        }
+    )
 
     @model_validator(mode="after")
     def _timeout_within_interval(self) -> Self:

@@ -8,7 +8,7 @@ from registryd.errors import StorageUnavailable
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change, ChangeStream
 from registryd.registry.bodies import parse_registration
-from registryd.registry.document import Admin, Row, compose, encode, terms_of
+from registryd.registry.document import Admin, Offer, Row, compose, encode, terms_of
 from registryd.registry.types import identity
 from registryd.registry.view import Contents, Instance, View
 
@@ -76,6 +76,8 @@ class History:
             "terms": json.dumps(terms_of(registration)),
             "check": "",
         }
+        if "discovered" in old:
+            row["discovered"] = old["discovered"]
         kind = "service:updated" if before else "service:registered"
         admin = before.admin if before else b""
         return self._put(kind, name, row, encode(registration), admin, suspect=False)
@@ -86,6 +88,13 @@ class History:
         return self._put(
             "service:health:changed", name, row, held.doc, held.admin, suspect=held.suspect
         )
+
+    def discover(self, name: str, offer: Offer) -> Change:
+        held = self.held[name]
+        row = json.loads(held.row) | {"discovered": offer.encode()}
+        if not row["discovered"]:
+            del row["discovered"]
+        return self._put("service:updated", name, row, held.doc, held.admin, suspect=held.suspect)
 
     def administer(self, name: str, state: str) -> Change:
         """Puts an instance into `maintenance` or `draining`, or with "" back to work."""

@@ -572,6 +572,15 @@ def test_a_timeout_of_zero_is_refused(config: Path) -> None:
     ]
 
 
+def test_features_and_their_capabilities(config: Path) -> None:
+    pairs = from_env(REGISTRYD_HEALTH__FEATURES="tts=speech, txt2img = draw").health.features
+    assert pairs == {"tts": "speech", "txt2img": "draw"}
+    config.write_text("health: {features: {tts: speech}}\n")
+    assert load(config, flags={}, environ={}).health.features == {"tts": "speech"}
+    [problem] = problems(config, "health: {features: {tts: <b>}}")
+    assert problem.startswith("config.yaml:1:10: health.features: 1 to 128 letters")
+
+
 def test_networks_are_read_from_a_list_or_a_variable(config: Path) -> None:
     assert from_env(REGISTRYD_EGRESS__ALLOWED="10.0.0.0/8, fd00::/8").egress.allowed == (
         "10.0.0.0/8",

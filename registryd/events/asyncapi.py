@@ -34,9 +34,9 @@ _TITLES: Final[dict[str, str]] = {
     "service:health:changed": "The health of an instance has changed",
     "service:unregistered": "An instance has left, by its own or an operator's wish",
     "service:expired": "The lease of an instance has ended",
-    "capability:added": "An instance claims a capability that it did not",
-    "capability:changed": "An instance claims another version of a capability",
-    "capability:removed": "An instance claims a capability no longer",
+    "capability:added": "An instance offers a capability that it did not",
+    "capability:changed": "An instance offers another version of a capability",
+    "capability:removed": "An instance offers a capability no longer",
     "registry:preserving": "The expiry guard holds instances, or holds none any more",
     "registry:error": "A fault of one node, told there alone",
 }

@@ -4,10 +4,10 @@ The store hands the memory out with a claim and takes it back with the report, a
 daemon's alone; so the decision is made here, once, and is as atomic as if the store had made it.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import from_json, to_json
 
 from registryd.health.discovered import Seen
 from registryd.probing import flap as flapping
@@ -21,8 +21,7 @@ SUSTAINED: Final = 3
 DEGRADED_WORDS: Final = frozenset({"degraded", "warn", "warning"})
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """All that is remembered of a check from one finding to the next."""
 
     rules: Rules
@@ -31,22 +30,24 @@ class Memory:
     since_ms: int
     """When counting began, on the lease clock."""
     beats: bool = False
-    counts: Counts = field(default_factory=Counts)
-    flap: Flap = field(default_factory=Flap)
+    counts: Counts = Counts()
+    flap: Flap = Flap()
     status: str = ""
     """What the thresholds say; it differs from what is shown only while that is damped."""
     missed: bool = False
     """It is unhealthy because heartbeats were missed, not because it said so."""
-    seen: Seen = field(default_factory=Seen)
+    seen: Seen = Seen()
+    took: tuple[int, ...] = ()
+    """How long the latest successful probes took, in ms, where that is judged."""
     looked_ms: int = 0
     """When the last finding was made, on the lease clock."""
 
     @classmethod
     def decode(cls, state: bytes) -> "Memory":
         """Reads a row of checkstate (see `Claim.state`)."""
-        row: dict[str, Any] = json.loads(state)
-        kept: dict[str, Any] = json.loads(row["counts"]) if row["counts"] else {}
-        flap: dict[str, Any] = json.loads(row["flap"]) if row["flap"] else {}
+        row: dict[str, Any] = from_json(state)
+        kept: dict[str, Any] = from_json(row["counts"]) if row["counts"] else {}
+        flap: dict[str, Any] = from_json(row["flap"]) if row["flap"] else {}
         return cls(
             Rules(int(row["rise"]), int(row["fall"]), int(row.get("grace", 0))),
             int(row["interval"]),
@@ -62,7 +63,13 @@ class Memory:
             ),
             kept.get("status", ""),
             kept.get("missed", False),
-            Seen(kept.get("digest", ""), kept.get("absent", 0), kept.get("seenAt", "")),
+            Seen(
+                kept.get("digest", ""),
+                kept.get("absent", 0),
+                kept.get("seenAt", ""),
+                kept.get("missing", ""),
+            ),
+            tuple(kept.get("took", ())),
             kept.get("looked", 0),
         )
 
@@ -77,6 +84,8 @@ class Memory:
                 "digest": self.seen.digest,
                 "absent": self.seen.absent,
                 "seenAt": self.seen.at,
+                "missing": self.seen.missing,
+                "took": self.took,
                 "looked": self.looked_ms,
             }
         )
@@ -95,9 +104,7 @@ class Memory:
 
 
 def _text(fields: Mapping[str, object]) -> str:
-    return json.dumps(
-        {name: value for name, value in fields.items() if value}, separators=(",", ":")
-    )
+    return to_json({name: value for name, value in fields.items() if value}).decode()
 
 
 def verdict_of(finding: Finding) -> Verdict:
@@ -142,8 +149,8 @@ def decide(memory: Memory, verdict: Verdict, *, shown: str, now_ms: int) -> tupl
     status = wanted or before
     if status != before and before != "unknown":
         flap = flapping.changed(flap, now_ms)
-    after = replace(
-        memory, counts=counts, flap=flap, status=status, missed=missed, looked_ms=now_ms
+    after = memory._replace(
+        counts=counts, flap=flap, status=status, missed=missed, looked_ms=now_ms
     )
     if flap.damped:
         return after, _damped(memory, after, shown)

@@ -31,14 +31,21 @@ def health_of(instance: Instance, vitals: Vitals | None) -> dict[str, Any]:
         health["successes"] = memory.counts.successes
         seen_at = memory.seen.at
         health |= _damping(health, memory)
-    if vitals.discovered and seen_at:
-        found = json.loads(vitals.discovered)
-        health["discovered"] = {"provenance": "discovered", "lastSeen": seen_at, **found}
+    if found := _found(health, vitals.told if seen_at else b""):
+        last_seen = {"lastSeen": seen_at} if seen_at else {}
+        health["discovered"] = {"provenance": "discovered", **last_seen, **found}
     transitions = json.loads(vitals.transitions) if vitals.transitions else []
     health["transitions"] = [
         {**one, "at": rfc3339(from_ms(int(one["at"])))} for one in reversed(transitions)
     ]
     return health
+
+
+def _found(health: dict[str, Any], told: bytes) -> dict[str, Any]:
+    """What was told last, and what counts of all that was told."""
+    found: dict[str, Any] = json.loads(told) if told else {}
+    counts: dict[str, Any] = health.get("discovered", {})
+    return found | counts
 
 
 def _damping(health: dict[str, Any], memory: Memory) -> dict[str, Any]:

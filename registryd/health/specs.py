@@ -1,8 +1,9 @@
 """What to probe for an instance, read from what it registered. Pure."""
 
-import json
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
+
+from pydantic_core import from_json
 
 from registryd.probing.types import Target
 
@@ -12,11 +13,13 @@ HTTP_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "h
 class Spec(NamedTuple):
     target: Target
     retries: int
+    degraded_ms: int | None
+    """Typically slower than this is degraded (`probing/latency.py`)."""
 
 
 def spec_of(document: bytes, timeout_ms: int) -> Spec:
     """The target of an instance's document; `timeout_ms` is what the store holds as agreed."""
-    fields: dict[str, Any] = json.loads(document)
+    fields: dict[str, Any] = from_json(document)
     check: dict[str, Any] | None = fields.get("healthCheck")
     endpoint: str = fields["endpoint"]
     scheme = urlsplit(endpoint).scheme.lower()
@@ -34,12 +37,11 @@ def spec_of(document: bytes, timeout_ms: int) -> Spec:
         expected_statuses=frozenset(check.get("expectedStatusCodes") or ()),
         conditions=tuple(check.get("conditions") or ()),
         degraded_conditions=tuple(check.get("degradedConditions") or ()),
-        degraded_ms=check.get("degradedMs"),
         verify_tls=not check.get("tlsSkipVerify", False),
         server_name=check.get("tlsServerName"),
         grpc_service=check.get("grpcService") or "",
     )
-    return Spec(target, check.get("retries") or 0)
+    return Spec(target, check.get("retries") or 0, check.get("degradedMs"))
 
 
 def _usual(scheme: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from registryd.probing.types import Verdict
-from registryd.registry.types import Answer, Flag, HealthShown, HealthStatus, Shape
+from registryd.registry.types import Answer, Flag, HealthShown, HealthStatus, OfferShown, Shape
 
 
 class ConditionShown(Answer):
@@ -23,15 +23,15 @@ class TransitionShown(Answer):
     error: str | None = None
 
 
-class DiscoveredShown(Answer):
-    """What the instance told of itself in the body of its health answer."""
+class DiscoveredShown(OfferShown):
+    """What the instance told of itself in the body of its health answer, and what of that counts:
+    `capabilities` and `models`, which stay for two passing probes that do not name them."""
 
     provenance: str = Field(description="Always `discovered`: probes found it, nobody declared it")
-    last_seen: str
+    last_seen: str | None = None
     version: str | None = None
     api_version: str | None = None
     features: list[str] | None = None
-    models: list[str] | None = None
     limits: dict[str, Any] | None = None
 
 

@@ -307,7 +307,9 @@ class Checker(Generic[Handle, Outcome]):
         attempt = 0
         while True:
             left = int((round_.ends - self._monotonic()) * 1000)
-            target = replace(due.what, timeout_ms=max(1, min(due.what.timeout_ms, left)))
+            target = due.what
+            if left < target.timeout_ms:
+                target = replace(target, timeout_ms=max(1, left))
             finding = await probe.probe(target)
             if finding.verdict != "unhealthy" or attempt >= due.retries or _hopeless(finding):
                 return finding

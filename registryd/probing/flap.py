@@ -6,8 +6,7 @@ the penalty has decayed below `reuse`, at most `HALF_LIFE_MS * log2(ceiling / re
 change: 24 minutes.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 HALF_LIFE_MS: Final = 600_000
 WINDOW_MS: Final = 600_000
@@ -18,8 +17,7 @@ REUSE: Final = 1_500.0
 CEILING: Final = 8_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Flap:
+class Flap(NamedTuple):
     """`penalty` as of `at_ms`; the moments of the latest changes, at most `CHANGES`, oldest first."""
 
     penalty: float = 0.0

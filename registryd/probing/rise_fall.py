@@ -3,13 +3,12 @@
 Pure. Probes, heartbeats and outside monitors are all counted by this rule.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from registryd.probing.types import Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """`rise` successes, or `fall` failures, in a row. Failures before the first success ever do not
     count for `grace_ms`."""
 
@@ -18,8 +17,7 @@ class Rules:
     grace_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """The row so far: one of the two is 0. `started` once anything has succeeded."""
 
     failures: int = 0
@@ -33,7 +31,7 @@ def count(rules: Rules, counts: Counts, verdict: Verdict, *, age_ms: int) -> Cou
         return Counts(0, counts.successes + 1, started=True)
     if not counts.started and age_ms < rules.grace_ms:
         return counts
-    return replace(counts, failures=counts.failures + 1, successes=0)
+    return counts._replace(failures=counts.failures + 1, successes=0)
 
 
 def reached(rules: Rules, counts: Counts, verdict: Verdict) -> Verdict | None:

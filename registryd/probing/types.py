@@ -24,8 +24,6 @@ class Target:
     """Gatus' syntax; one that fails makes the target unhealthy. They replace `expected_statuses` only where
     they name [STATUS]."""
     degraded_conditions: tuple[str, ...] = ()
-    degraded_ms: int | None = None
-    """Slower than this and otherwise healthy is degraded."""
     verify_tls: bool = True
     server_name: str | None = None
     """The name that TLS verifies, where it is not the URL's host."""

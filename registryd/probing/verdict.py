@@ -7,7 +7,8 @@ The first of these that applies decides, and gives the finding its error:
     unhealthy   the body's own `status` says so
     degraded    the body's own `status` says so
     degraded    a condition for being more than degraded does not hold
-    degraded    the answer took longer than `degraded_ms`
+
+How long one answer took says nothing here but to conditions: see `latency.py`.
 
 A condition about something replaces the rule about it: one that names [STATUS], [CONNECTED] or
 [DNS_RCODE] the first, one that reads [BODY].status those of the body.
@@ -47,8 +48,6 @@ def judge(
     outcome = evaluate(target.conditions, facts)
     better = evaluate(target.degraded_conditions, facts)
     verdict, error = _verdict(
-        target,
-        facts,
         fault=fault,
         failed=_first_failed(outcome),
         worse=_first_failed(better),
@@ -64,13 +63,7 @@ def judge(
 
 
 def _verdict(
-    target: Target,
-    facts: Facts,
-    *,
-    fault: str | None,
-    failed: str | None,
-    worse: str | None,
-    said: str | None,
+    *, fault: str | None, failed: str | None, worse: str | None, said: str | None
 ) -> tuple[Verdict, str | None]:
     if fault is not None:
         return "unhealthy", fault
@@ -81,8 +74,6 @@ def _verdict(
         return spoken, f"the body says {said}"
     if worse is not None:
         return "degraded", f"condition failed: {worse}"
-    if target.degraded_ms is not None and facts.response_time_ms > target.degraded_ms:
-        return "degraded", f"took {facts.response_time_ms:.0f} ms, over {target.degraded_ms} ms"
     return "healthy", None
 
 

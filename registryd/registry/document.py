@@ -26,6 +26,8 @@ class Row(NamedTuple):
     updated_at: str
     endpoint: str
     terms: tuple[str, ...]
+    discovered: str = ""
+    """What probes found it to offer, as JSON; see `Offer`."""
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -43,11 +45,36 @@ class Row(NamedTuple):
             updated_at=row["updated"],
             endpoint=row["endpoint"],
             terms=tuple(json.loads(row["terms"])),
+            discovered=row.get("discovered", ""),
         )
 
     @property
     def ttl_seconds(self) -> int:
         return self.ttl_ms // 1000
+
+
+class Offer(NamedTuple):
+    """What probes found an instance to offer beside what it declares: capabilities as (name, version),
+    and models, both sorted. A capability whose name is declared stands as it was declared."""
+
+    capabilities: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
+
+    @classmethod
+    def decode(cls, text: str) -> "Offer":
+        if not text:
+            return cls()
+        fields: dict[str, Any] = json.loads(text)
+        capabilities = tuple((one["name"], one["version"]) for one in fields["capabilities"])
+        return cls(capabilities, tuple(fields["models"]))
+
+    def encode(self) -> str:
+        """The text that stands in a row and in an instance's JSON; "" for nothing."""
+        if not self.capabilities and not self.models:
+            return ""
+        capabilities = [{"name": name, "version": version} for name, version in self.capabilities]
+        fields = {"capabilities": capabilities, "models": self.models}
+        return json.dumps(fields, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +101,9 @@ def compose(
 ) -> bytes:
     """The instance as the API shows it; `expires_at` only in answers to writes."""
     expiry = f'"expiresAt":"{expires_at}",' if expires_at else ""
+    found = f',"discovered":{row.discovered}' if row.discovered else ""
     ours = (
-        f',"health":{{"status":"{effective_health(row, admin)}","since":"{row.since}"{row.extra}}}'
+        f',"health":{{"status":"{effective_health(row, admin)}","since":"{row.since}"{row.extra}{found}}}'
         f',"registeredAt":"{row.registered_at}","updatedAt":"{row.updated_at}"'
         f',"incarnation":"{row.incarnation}","lease":{{"ttlSeconds":{row.ttl_seconds},{expiry}'
         f'"renewIntervalSeconds":{renew_interval(row.ttl_seconds)},"state":"{"suspect" if suspect else "live"}"}}'

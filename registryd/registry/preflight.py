@@ -111,7 +111,10 @@ async def check_rights(
             await store.renew([Renewal(entry.id, "", entry.ttl_ms)])
             await store.report_status(entry.id, "", "healthy")
             for claim in (await store.claim_checks(1)).claims:
-                report = Report(passed=True, status="degraded", finding=b"{}", discovered=b"{}")
+                offer = '{"capabilities":[],"models":["m"]}'
+                report = Report(
+                    passed=True, status="degraded", finding=b"{}", told=b"{}", discovered=offer
+                )
                 await store.report_check(claim, report)
             await store.monitoring(enabled=True)
             await store.vitals([entry.id])

@@ -5,12 +5,13 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 """
 
 import itertools
-import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
+
+from pydantic_core import from_json
 
 from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
@@ -241,6 +242,8 @@ class Claim(NamedTuple):
     late_ms: int
     renewed_ms: int | None
     """How long ago the lease was renewed, if that can be told: not while it is held or draining."""
+    discovered: str
+    """What earlier probes found it to offer (`Row.discovered`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,10 @@ class Report:
     finding: bytes = b""
     error: str = ""
     extra: bytes = b""
-    discovered: bytes | Literal["", "none"] = ""
+    told: bytes | Literal["", "none"] = ""
+    """All that its answer told of the instance."""
+    discovered: str = ""
+    """What of that counts (`Row.discovered`), or "none"."""
 
 
 class Reported(NamedTuple):
@@ -279,7 +285,7 @@ class Vitals(NamedTuple):
     finding: bytes
     state: bytes
     transitions: bytes
-    discovered: bytes
+    told: bytes
 
 
 class SnapshotRow(NamedTuple):
@@ -540,9 +546,10 @@ class RegistryStore:
                     int(at),
                     int(late),
                     int(renewed) if int(renewed) >= 0 else None,
+                    discovered.decode(),
                 )
-                for identity, row, document, health, late, renewed in zip(
-                    *(iter(claimed),) * 6, strict=True
+                for identity, row, document, health, late, renewed, discovered in zip(
+                    *(iter(claimed),) * 7, strict=True
                 )
             ],
         )
@@ -554,7 +561,7 @@ class RegistryStore:
         reply = await self._run(
             "report_check",
             claim.id,
-            json.loads(claim.state)["token"],
+            from_json(claim.state)["token"],
             "1" if report.passed else "",
             report.status,
             report.counts,
@@ -562,8 +569,9 @@ class RegistryStore:
             report.finding,
             report.error,
             report.extra,
-            report.discovered,
+            report.told,
             claim.health,
+            report.discovered,
             nonce=nonce,
         )
         match reply[0]:

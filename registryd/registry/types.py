@@ -558,6 +558,19 @@ class Answer(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow")
 
 
+class CapabilityFound(Answer):
+    name: Tag
+    version: Version
+
+
+class OfferShown(Answer):
+    """What probes found an instance to offer, beside what it declares; it is found by these like by the
+    declared ones. A capability of a name that it declares stands as declared."""
+
+    capabilities: list[CapabilityFound] = []
+    models: list[str] = []
+
+
 class HealthShown(Answer):
     status: HealthStatus
     since: str
@@ -565,6 +578,7 @@ class HealthShown(Answer):
     last_check: str | None = None
     response_time: float | None = None
     error: str | None = None
+    discovered: OfferShown | None = None
 
 
 class LeaseShown(Answer):

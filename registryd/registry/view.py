@@ -16,7 +16,7 @@ from pyroaring import BitMap
 
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
-from registryd.registry.document import Admin, Row, compose, effective_health
+from registryd.registry.document import Admin, Offer, Row, compose, effective_health
 from registryd.registry.types import PREFERENCE, AdminState, HealthStatus, split_identity
 
 EVERYTHING: Final = "*"
@@ -160,9 +160,14 @@ def _terms(service: str, row: Row, health: HealthStatus, fields: dict[str, Any])
     yield from row.terms
     for capability in fields.get("capabilities", ()):
         yield f"capability:{capability['name']}@{capability['version']}"
+    found = Offer.decode(row.discovered)
+    for name, version in found.capabilities:
+        if f"capability:{name}" not in row.terms:
+            yield f"capability:{name}"
+            yield f"capability:{name}@{version}"
     if "zone" in fields:
         yield f"zone:{fields['zone']}"
-    for model in dict.fromkeys(fields.get("models", ())):
+    for model in dict.fromkeys((*fields.get("models", ()), *found.models)):
         yield f"model:{model}"
     for name in dict.fromkeys(fields.get("dependsOn", ())):
         yield f"dependsOn:{name}"

@@ -240,14 +240,9 @@ async def test_degraded_conditions_degrade(kind):
 
 
 @ALL
-@pytest.mark.parametrize(
-    ("limit", "verdict", "error"),
-    [(399, "degraded", "took 400 ms, over 399 ms"), (400, "healthy", None)],
-)
-async def test_slow_is_degraded(kind, limit, verdict, error):
+async def test_it_tells_how_long_the_answer_took(kind):
     async with kind.healthy() as peer, probing(clock=SlowClock()) as probe:
-        finding = await probe(kind.target(peer, degraded_ms=limit))
-    assert (finding.verdict, finding.error) == (verdict, error)
+        finding = await probe(kind.target(peer))
     assert finding.response_time_ms == pytest.approx(400)
 
 

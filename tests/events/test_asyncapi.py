@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from daemons import Api
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator
 from sse import listening
 
 from registryd import __version__
@@ -16,6 +16,7 @@ from registryd.events.types import DATA, LOCAL
 
 DOCUMENT = document(title=TITLE, version=__version__, prefix="ossa")
 FILE = Path(__file__).parents[2] / "docs" / "asyncapi.json"
+OFFICIAL = Path(__file__).parent / "vendor" / "asyncapi-3.0.0.json"
 
 
 def validate(message: str, payload: Any) -> None:
@@ -29,6 +30,14 @@ def test_the_description_in_the_documentation_is_the_present_one() -> None:
     assert json.loads(FILE.read_text()) == json.loads(json.dumps(DOCUMENT)), (
         "docs/asyncapi.json is out of date: run `make openapi`"
     )
+
+
+def test_the_description_is_valid_by_the_official_schema() -> None:
+    official = Draft7Validator(json.loads(OFFICIAL.read_text()))
+    shown = json.loads(FILE.read_text())
+    assert [(error.json_path, error.message) for error in official.iter_errors(shown)] == []
+    shown["channels"]["events"]["adress"] = "/events"
+    assert [error.json_path for error in official.iter_errors(shown)] == ["$.channels.events"]
 
 
 async def test_the_node_gives_the_description(api: Api) -> None:

@@ -12,7 +12,7 @@ from registryd.feed.revision import NOWHERE
 from registryd.feed.stream import ChangeStream
 from registryd.registry.bodies import parse_registration
 from registryd.registry.document import encode
-from registryd.registry.store import Entry, Guard, RegistryStore, entry_of
+from registryd.registry.store import Entry, Guard, RegistryStore, Report, entry_of
 from registryd.storage.connection import Connection
 from registryd.storage.keys import CORE, Keys
 
@@ -101,6 +101,42 @@ async def test_daemon_and_scripts_compose_the_same_bytes(store: RegistryStore, e
         "service:unregistered",
         "capability:removed",
         "service:registered",
+    ]
+
+
+async def test_what_probes_discover_is_told_in_the_same_bytes(
+    store: RegistryStore, ear: Ear
+) -> None:
+    async def probe(capabilities: str, status: str = "") -> None:
+        offer = f'{{"capabilities":[{capabilities}],"models":["m/1"]}}'
+        [claim] = (await store.claim_checks(1, only="a:1")).claims
+        await store.report_check(claim, Report(passed=True, status=status, discovered=offer))
+
+    checked = entry("a:1", "chat@2.0.0", healthCheck={})
+    heard = await ear.heard(
+        lambda: store.register(checked),
+        lambda: probe('{"name":"chat","version":"1.0.0"},{"name":"n/lp","version":"1.0.0"}'),
+        lambda: store.register(entry("a:1", healthCheck={})),
+        lambda: probe("", "healthy"),
+        lambda: probe('{"name":"chat","version":"1.0.0"}'),
+        lambda: store.deregister(["a:1"]),
+    )
+    composed = await ear.composed()
+    assert [(event.type, event.body) for event in composed] == heard
+    assert [event.type for event in composed] == [
+        "service:registered",
+        "capability:added",
+        "service:updated",
+        "capability:added",
+        "service:updated",
+        "capability:changed",
+        "service:health:changed",
+        "capability:removed",
+        "capability:removed",
+        "service:updated",
+        "capability:added",
+        "service:unregistered",
+        "capability:removed",
     ]
 
 

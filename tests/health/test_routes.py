@@ -3,10 +3,11 @@
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Api, eventually
+from daemons import Api, eventually, running
 from redis.asyncio import Redis
 from targets import Service, service
 
@@ -82,8 +83,8 @@ async def test_health_changes_at_exactly_the_thresholds(api: Api, target: Servic
     assert len(target.asked) == 7
 
 
-async def counted(api: Api, what: str, number: int) -> bool:
-    return bool((await health(api))[what] == number)
+async def counted(api: Api, what: str, number: int, name: str = "chat") -> bool:
+    return bool((await health(api, f"/services/{name}/instances/a/health"))[what] == number)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +143,127 @@ async def test_a_copy_holds_until_the_next_probe(api: Api, target: Service) -> N
 
 
 async def test_what_the_body_tells_is_shown_as_discovered(api: Api, target: Service) -> None:
-    target.body = {"version": "2.1", "features": ["chat"], "models": ["m1"], "limits": {"rps": 5}}
+    target.body = {"version": "2.1", "features": ["chat", "new"], "limits": {"rps": 5}}
     await registered(api, target, **RARE)
     shown = await check(api)
     assert shown["discovered"] == {
         "provenance": "discovered",
         "lastSeen": shown["lastCheck"],
         "version": "2.1",
-        "features": ["chat"],
-        "models": ["m1"],
+        "features": ["chat", "new"],
         "limits": {"rps": 5},
+        "capabilities": [{"name": "chat", "version": "1.0.0"}],
+        "models": [],
     }
-    revision = api.seen
+    assert "version" not in await api.instance()
     target.body = {"ok": True}
     found = ["discovered" in await check(api) for _ in range(3)]
     assert found == [True, True, False]
-    assert (await api.instance())["capabilities"] == []
-    assert api.seen.rev <= revision.rev + 1  # it became healthy; what was discovered made no event
+
+
+async def seen(listener: Any) -> tuple[str, str]:
+    """The next event: its type, and the capability it is about or the reason."""
+    event = await next_event(listener)
+    data = event["data"]
+    return event["type"], data["capability"]["name"] if "capability" in data else data["reason"]
+
+
+async def test_an_instance_is_found_by_what_was_discovered_until_three_probes_do_not_name_it(
+    api: Api, other: Api, target: Service, store_url: str
+) -> None:
+    target.body = {"features": ["txt2img", "chat", "loras"], "models": ["flux"]}
+    declared = [{"name": "chat", "version": "2.0.0", "parameters": {"snake_case": [1.50, {}]}}]
+    await api.register(
+        "s", "a", endpoint=target.url, healthCheck=RARE, capabilities=declared, models=["own"]
+    )
+    path = "/services/s/instances/a/check"
+    async with Redis.from_url(store_url, protocol=3) as redis, redis.pubsub() as listener:
+        await eventually(lambda: counted(api, "successes", 1, "s"))
+        await check(api, path)
+        for channel in ("capability:*", "service:updated"):
+            await listener.psubscribe(f"{api.prefix}:events:{channel}")
+        shown = await api.instance("s")
+        assert shown["capabilities"] == declared
+        assert shown["models"] == ["own"]
+        assert shown["health"]["discovered"] == {
+            "capabilities": [
+                {"name": "chat", "version": "1.0.0"},
+                {"name": "image_generation", "version": "1.0.0"},
+            ],
+            "models": ["flux"],
+        }
+        for daemon in (api, other):
+            for query in (
+                "capability=image_generation@>=1.0",
+                "capabilitiesAll=chat@2,image_generation",
+                "model=flux",
+                "model=own",
+            ):
+                await eventually(lambda d=daemon, q=query: d.listed(q))
+        assert await api.listed("capability=chat@1") == []  # what it declares says more
+        assert await api.listed("capability=loras") == []
+        assert await api.offered("?capability=image_generation", name="s") == "a"
+        claimed = (await api.get("/capabilities")).json["capabilities"]
+        assert [(one["name"], one["versions"]) for one in claimed] == [
+            ("chat", ["2.0.0"]),
+            ("image_generation", ["1.0.0"]),
+        ]
+        index = f"{api.prefix}:index:capability:image_generation"
+        assert await redis.smembers(index) == {b"s:a"}
+
+        before = await api.head()
+        await check(api, path)
+        assert await api.head() == before  # the same again is no change
+        assert (await api.put("/services/s/instances/a", shown)).status == 200
+        assert await api.head() == before  # nor is what was read, sent back
+        target.body = {"features": ["txt2vid"]}
+        await check(api, path)
+        target.body = {}
+        for _ in range(3):
+            await check(api, path)
+        events = [await seen(listener) for _ in range(6)]
+        assert events == [
+            ("service:updated", "discovered"),
+            ("capability:added", "video_generation"),
+            ("service:updated", "discovered"),
+            ("capability:removed", "image_generation"),
+            ("service:updated", "discovered"),
+            ("capability:removed", "video_generation"),
+        ]
+        assert await api.listed("capability=image_generation") == []
+        assert await api.listed("capability=chat") == ["s"]
+        assert await redis.exists(index) == 0
+
+
+async def test_what_was_discovered_stays_with_a_new_body_and_a_new_daemon_and_goes_elsewhere(
+    api: Api, target: Service, store_url: str, tmp_path: Path
+) -> None:
+    target.body = {"features": ["chat"]}
+    await registered(api, target, **RARE)
+    await eventually(lambda: api.listed("capability=chat"))
+    await api.register("chat", "a", endpoint=target.url, healthCheck=RARE, zone="z")
+    assert await api.listed("capability=chat&zone=z") == ["chat"]
+    async with running(store_url, api.prefix, tmp_path / "later") as later:
+        assert await later.listed("capability=chat&zone=z") == ["chat"]
+        await later.daemon.auditor.audit()
+        assert await later.listed("capability=chat") == ["chat"]
+    await api.register("chat", "a", endpoint="http://127.0.0.1:1", healthCheck=RARE)
+    assert await api.listed("capability=chat") == []
+
+
+async def test_slow_answers_make_it_degraded_whichever_daemon_saw_them(
+    api: Api, other: Api, target: Service
+) -> None:
+    await registered(api, target, **RARE, degradedMs=40, successThreshold=1)
+    await eventually(lambda: counted(api, "successes", 1))
+    target.delay = 0.06
+    assert (await check(api))["status"] == "healthy"
+    for daemon in (other, api, other):
+        shown = await check(daemon)
+    assert shown["status"] == "degraded"
+    assert shown["error"].startswith("typically takes ")
+    target.delay = 0
+    assert (await check(api))["status"] == "degraded"  # two of the latest twenty
 
 
 async def test_a_check_of_a_service_probes_all_its_instances(api: Api, target: Service) -> None:

@@ -54,12 +54,12 @@ def test_everything_that_a_check_says_arrives() -> None:
     }
     spec = spec_of(document("https://h", **check), 1000)
     target = spec.target
-    assert spec.retries == 3
+    assert (spec.retries, spec.degraded_ms) == (3, 200)
     assert (target.method, target.headers, target.body) == ("POST", {"X-A": "b"}, "ping")
     assert target.expected_statuses == {204}
     assert target.conditions == ("[STATUS] == 204",)
     assert target.degraded_conditions == ("[RESPONSE_TIME] < 50",)
-    assert (target.degraded_ms, target.verify_tls, target.server_name) == (200, False, "inner")
+    assert (target.verify_tls, target.server_name) == (False, "inner")
     assert target.grpc_service == "svc"
 
 

@@ -40,6 +40,14 @@ GUARD: Final = Guard(2, 0.4, timedelta(seconds=1))
 IDS: Final = ("a:1", "a:2:x", "a:3~y", "b.c:1", "B_c:1")
 HEALTH: Final[tuple[Verdict, ...]] = ("healthy", "degraded", "unhealthy")
 
+BODIES: Final[tuple[dict[str, Any] | None, ...]] = (
+    {"version": "1.0", "models": ["é"]},
+    {"features": ["chat", "tts", "unmapped"]},
+    {"features": ["chat"], "models": ["m/1", "m2"]},
+    None,
+)
+"""What those who pass tell of themselves. One capability is also declared by some."""
+
 Result = TypeVar("Result")
 
 
@@ -90,10 +98,14 @@ def entries(draw: st.DrawFn) -> Entry:
                 [None, None, Check(700, 1, 2), Check(700, 2, 1), Check(700, 1, 1, beats=True)]
             )
         ),
+        claims=[
+            f"{term.partition(':')[2]}@2.0.0" for term in terms if term.startswith("capability:")
+        ],
     )
 
 
 ids = st.sampled_from(IDS)
+bodies = st.integers(0, len(BODIES) - 1)
 incarnations = st.sampled_from(["", "", "", "own", "wrong"])
 """Beside any, one that clients name themselves, and one that nobody has."""
 expectations = st.sampled_from(["", "", "", "absent", "current", "1-1"])
@@ -316,22 +328,27 @@ class ScriptMachine(RuleBasedStateMachine):
         self.both("monitoring", enabled)
 
     @precondition(lambda self: self.claims)
-    @rule(back=st.integers(0, 4), status=st.sampled_from(HEALTH))
-    def report(self, back: int, status: Verdict) -> None:
+    @rule(back=st.integers(0, 4), status=st.sampled_from(HEALTH), body=bodies)
+    def report(self, back: int, status: Verdict, body: int = 0) -> None:
         claim = self.claims[-1 - back % len(self.claims)]
-        self.count(claim, status)
+        self.count(claim, status, body)
 
-    def count(self, claim: Claim, status: Verdict) -> None:
-        body = {"version": "1.0", "models": ["é"]} if status == "healthy" else None
-        finding = Finding(verdict=status, response_time_ms=1.5, error="HTTP 503", body=body)
-        report = report_of(Held(claim, Memory.decode(claim.state)), finding, now="2096")
+    def count(self, claim: Claim, status: Verdict, body: int) -> None:
+        names = None if status == "unhealthy" else BODIES[body % len(BODIES)]
+        finding = Finding(verdict=status, response_time_ms=1.5, error="HTTP 503", body=names)
+        held = Held(claim, Memory.decode(claim.state))
+        report = report_of(held, finding, {"tts": "audio/x"}, now="2096")
         outcome = self.both("report_check", claim, report, remembered=True).outcome
         if outcome in {"counted", "changed"}:
             assert token_of(claim) not in self.counted, "a token counted twice"
             self.counted.add(token_of(claim))
 
-    @rule(rounds=st.lists(st.sampled_from(HEALTH), min_size=1, max_size=4), beating=st.booleans())
-    def the_daemon_probes_on(self, rounds: list[Verdict], *, beating: bool) -> None:
+    @rule(
+        rounds=st.lists(st.sampled_from(HEALTH), min_size=1, max_size=4),
+        beating=st.booleans(),
+        body=bodies,
+    )
+    def the_daemon_probes_on(self, rounds: list[Verdict], *, beating: bool, body: int = 0) -> None:
         for status in rounds:
             if beating:
                 self.both("renew", [Renewal(identity, "", 0) for identity in IDS])
@@ -341,7 +358,7 @@ class ScriptMachine(RuleBasedStateMachine):
             before = len(self.claims)
             self.take(5)
             for claim in self.claims[before:]:
-                self.count(claim, status)
+                self.count(claim, status, body)
 
     @precondition(lambda self: self.calls)
     @rule(back=st.integers(0, 30))
@@ -487,7 +504,7 @@ class Contents:
             self.checkstate,
             self.tombstones,
             self.findings,
-            self.discovered,
+            self.told,
             self.transitions,
         ) = (cast("dict[str, str]", _text(each)) for each in found[: -len(ranked)])
         self.leases, self.checks, self.held, self.drains, self.until = (
@@ -525,6 +542,8 @@ def check_events(actual: Contents, expected: list[Logged]) -> None:
         assert fields["reason"] == entry.reason
         assert fields["old"] == entry.old
         assert json.loads(fields["ids"] or "[]") == entry.ids
+        capabilities = sorted(json.loads(fields["caps"] or "[]"), key=lambda one: one[1])
+        assert capabilities == entry.capabilities
         assert fields["suspect"] == ("1" if entry.suspect else "")
         assert fields["admin"].encode() == entry.admin
         assert fields["doc"].encode() == entry.document
@@ -542,7 +561,7 @@ def check_derived(actual: Contents) -> None:
     assert actual.shown.keys() <= alive
     assert actual.checkstate.keys() == actual.checks.keys()
     assert actual.checks.keys() <= alive
-    assert actual.findings.keys() | actual.discovered.keys() <= actual.checks.keys()
+    assert actual.findings.keys() | actual.told.keys() <= actual.checks.keys()
     assert actual.transitions.keys() <= alive
     assert actual.held.items() <= actual.leases.items()
     assert actual.drains.items() <= actual.leases.items()
@@ -553,7 +572,9 @@ def check_derived(actual: Contents) -> None:
         state = json.loads(actual.admin.get(identity, "{}")).get("state")
         assert (state == "draining") == (identity in actual.drains)
         health = "maintenance" if state == "maintenance" else row["health"]
-        for term in [*json.loads(row["terms"]), f"health:{health}"]:
+        found = json.loads(row.get("discovered", '{"capabilities":[]}'))["capabilities"]
+        terms = [*json.loads(row["terms"]), *(f"capability:{one['name']}" for one in found)]
+        for term in [*terms, f"health:{health}"]:
             wanted.setdefault(term, set()).add(identity)
     assert actual.index == wanted
 
@@ -595,7 +616,7 @@ def _check_instance(actual: Contents, model: Model, inst: Inst) -> None:
     transitions = json.loads(actual.transitions.get(inst.id, "[]"))
     assert transitions == inst.transitions
     assert actual.findings.get(inst.id, "").encode() == inst.finding
-    assert actual.discovered.get(inst.id, "").encode() == inst.discovered
+    assert actual.told.get(inst.id, "").encode() == inst.told
     if inst.counts is None:
         assert inst.id not in actual.checks
         return

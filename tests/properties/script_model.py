@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar
 
 from registryd.feed.revision import NOWHERE, Revision
-from registryd.registry.document import Admin, Row, compose
+from registryd.registry.document import Admin, Offer, Row, compose
 from registryd.registry.store import (
     Check,
     Claim,
@@ -76,7 +76,8 @@ class Inst:
     """When the expiring key says that it ends, wall ms; None when the key was lost."""
     counts: Counts | None = None
     finding: bytes = b""
-    discovered: bytes = b""
+    told: bytes = b""
+    discovered: str = ""
     transitions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -97,7 +98,40 @@ class Inst:
             updated_at=self.updated,
             endpoint=entry.endpoint,
             terms=tuple(entry.terms),
+            discovered=self.discovered,
         )
+
+    @property
+    def undeclared(self) -> list[tuple[str, str]]:
+        """Discovered capabilities of names that it does not declare."""
+        found = Offer.decode(self.discovered).capabilities
+        return [one for one in found if f"capability:{one[0]}" not in self.entry.terms]
+
+    @property
+    def claims(self) -> set[str]:
+        return {*self.entry.claims, *map("@".join, self.undeclared)}
+
+
+def still_discovered(was: Inst, entry: Entry) -> str:
+    """What probes found stays while the same endpoint is probed."""
+    probed = entry.check is not None and not entry.check.beats
+    return was.discovered if probed and was.entry.endpoint == entry.endpoint else ""
+
+
+def changes(had: set[str], has: set[str]) -> list[list[str]]:
+    """What was gained and lost, by name; one version in place of one other is a change."""
+    found = []
+    for name in sorted({claim.partition("@")[0] for claim in had | has}):
+        gained, lost = (
+            sorted(claim.partition("@")[2] for claim in part if claim.startswith(f"{name}@"))
+            for part in (has - had, had - has)
+        )
+        if len(gained) == len(lost) == 1:
+            found.append(["changed", name, gained[0], lost[0]])
+        else:
+            found += [["added", name, version] for version in gained]
+            found += [["removed", name, version] for version in lost]
+    return found
 
 
 @dataclass
@@ -114,6 +148,7 @@ class Logged:
     reason: str = ""
     old: str = ""
     ids: list[str] = field(default_factory=list)
+    capabilities: list[list[str]] = field(default_factory=list)
     ts: int = 0
 
 
@@ -165,7 +200,8 @@ class Model:
         return "maintenance" if self.state(inst.id) == "maintenance" else inst.health
 
     def terms(self, inst: Inst) -> set[str]:
-        return {*inst.entry.terms, f"health:{self.effective(inst)}"}
+        found = {f"capability:{name}" for name, _ in inst.undeclared}
+        return {*inst.entry.terms, *found, f"health:{self.effective(inst)}"}
 
     def shown(self, inst: Inst) -> bytes:
         admin = Admin.decode(self.admin.get(inst.id, b""))
@@ -194,7 +230,7 @@ class Model:
     def _schedule(self, inst: Inst) -> None:
         check = inst.entry.check
         if check is None:
-            inst.counts, inst.finding, inst.discovered = None, b"", b""
+            inst.counts, inst.finding, inst.told = None, b"", b""
             return
         flap = inst.counts.flap if inst.counts else ""
         inst.counts = Counts(check, self.lease_now, self.lease_now, flap=flap)
@@ -210,7 +246,8 @@ class Model:
 
     def _remove(self, inst: Inst, kind: str, reason: str) -> Revision:
         identity, state = inst.id, self.state(inst.id)
-        at = self._emit(kind, identity, reason=reason)
+        capabilities = changes(inst.claims, set())
+        at = self._emit(kind, identity, reason=reason, capabilities=capabilities)
         del self.instances[identity]
         if kind != "service:expired" or state != "maintenance":
             self.admin.pop(identity, None)
@@ -305,11 +342,14 @@ class Model:
         if was is not None and not heard:
             inst.health, inst.since, inst.extra = was.health, was.since, was.extra
         if was is not None:
-            inst.counts, inst.finding, inst.discovered = was.counts, was.finding, was.discovered
+            inst.counts, inst.finding, inst.told = was.counts, was.finding, was.told
             inst.transitions = was.transitions
             self._note(inst, self.effective(was), "registered")
+            inst.discovered = still_discovered(was, entry)
         self.instances[entry.id] = inst
-        self._emit("service:updated" if was else "service:registered", entry.id, inst)
+        kind = "service:updated" if was else "service:registered"
+        capabilities = changes(was.claims if was else set(), inst.claims)
+        self._emit(kind, entry.id, inst, capabilities=capabilities)
         self._commit()
         self.tombstones.pop(entry.id, None)
         self._schedule(inst)
@@ -362,11 +402,14 @@ class Model:
         if not (rewritten or healed or new_admin != old_admin):
             return self._remember(nonce, self._stored("same", inst, suspect=inst.held))
         now = moment(self.now_ms)
-        checks_changed = False
+        checks_changed, had = False, inst.claims
         if entry is not None and rewritten:
-            checks_changed = entry.check != inst.entry.check or bool(
-                entry.ttl_ms != inst.entry.ttl_ms and entry.check and entry.check.beats
+            checks_changed = (
+                entry.check != inst.entry.check
+                or entry.endpoint != inst.entry.endpoint
+                or bool(entry.ttl_ms != inst.entry.ttl_ms and entry.check and entry.check.beats)
             )
+            inst.discovered = still_discovered(inst, entry)
             inst.entry = entry
             inst.probed = inst.probed and entry.check is not None
         if healed:
@@ -390,7 +433,8 @@ class Model:
         if drains:
             inst.held = False
         kind = "service:health:changed" if after != before and not rewritten else "service:updated"
-        self._emit(kind, identity, inst, reason=reason, old=before)
+        capabilities = changes(had, inst.claims)
+        self._emit(kind, identity, inst, reason=reason, old=before, capabilities=capabilities)
         self._note(inst, before, reason)
         self._commit()
         if checks_changed:
@@ -434,16 +478,12 @@ class Model:
             or inst.health == status
         ):
             return None
-        return self._new_health(inst, status, extra, "reported by the instance")
-
-    def _new_health(
-        self, inst: Inst, status: str, extra: bytes, reason: str, error: str = ""
-    ) -> Revision:
+        reason = "reported by the instance"
         before = self.effective(inst)
         inst.health, inst.since, inst.extra = status, moment(self.now_ms), extra.decode()
         kind = "service:updated" if self.effective(inst) == before else "service:health:changed"
         at = self._emit(kind, inst.id, inst, reason=reason, old=before)
-        self._note(inst, before, reason, error)
+        self._note(inst, before, reason)
         self._commit()
         self._date(inst)
         return at
@@ -517,6 +557,7 @@ class Model:
                     self.lease_now,
                     late_ms,
                     renewed,
+                    inst.discovered,
                 )
             )
         first = min((counts.due for counts in checked.values()), default=None)
@@ -543,10 +584,10 @@ class Model:
         rescued = renews and inst.held
         inst.probed = inst.probed or not beats
         reported = Reported("counted", health)
-        if health != inst.health:
+        if health != inst.health or report.discovered:
             inst.held = inst.held and not rescued
             rescued = False
-            at = self._new_health(inst, health, report.extra, "probed", report.error)
+            at = self._probed(inst, health, report)
             reported = Reported("changed", health, at)
         self._commit()
         if renews:
@@ -555,9 +596,24 @@ class Model:
             self._rescue(inst)
         self._date(inst)
         inst.finding = report.finding or inst.finding
-        if report.discovered:
-            inst.discovered = b"" if report.discovered == b"none" else bytes(report.discovered)
+        if report.told:
+            inst.told = b"" if report.told == b"none" else bytes(report.told)
         return self._remember(nonce, reported)
+
+    def _probed(self, inst: Inst, health: str, report: Report) -> Revision:
+        before, had = self.effective(inst), inst.claims
+        reason = "discovered"
+        if health != inst.health:
+            reason = "probed"
+            inst.health, inst.since = health, moment(self.now_ms)
+            inst.extra = report.extra.decode()
+        if report.discovered:
+            inst.discovered = "" if report.discovered == "none" else report.discovered
+        kind = "service:updated" if self.effective(inst) == before else "service:health:changed"
+        capabilities = changes(had, inst.claims)
+        at = self._emit(kind, inst.id, inst, reason=reason, old=before, capabilities=capabilities)
+        self._note(inst, before, "probed", report.error)
+        return at
 
     def monitoring(self, enabled: bool | None = None) -> bool:
         self._tick()

@@ -5,6 +5,7 @@ Here fixed stories, one for each corner, lead to them at once.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import NamedTuple
@@ -75,6 +76,9 @@ MUTANTS = {
         "for _, name in ipairs({'findings', 'transitions', 'discovered'}) do",
         "for _, name in ipairs({}) do",
     ),
+    "a transition is written of what the same call removes": Mutant(
+        "if transitions[n][1] == id then", "if false then"
+    ),
     "a probe keeps the lease of one that beats": Mutant(
         "not draining and beaten_of(id) == '0'", "not draining"
     ),
@@ -100,6 +104,29 @@ MUTANTS = {
     "an update forgets the health": Mutant(
         "if not heard then fresh.health, fresh.since, fresh.extra = row.health, row.since, row.extra end",
         "",
+    ),
+    "what is discovered is not indexed": Mutant(
+        "for _, c in ipairs(undeclared(row)) do terms[#terms + 1] = 'capability:' .. c.name end", ""
+    ),
+    "what is declared counts as discovered too": Mutant(
+        "if not declared['capability:' .. c.name] then counting", "do counting"
+    ),
+    "another endpoint keeps what was discovered": Mutant(
+        "row.endpoint ~= endpoint or check", "check"
+    ),
+    "another endpoint keeps what was counted": Mutant(
+        "row.check ~= ARGV[13] or row.endpoint ~= ARGV[14]", "row.check ~= ARGV[13]"
+    ),
+    "what nobody probes stays discovered": Mutant(
+        "or check == '' or string.find(check, '\"beats\"', 1, true) then return nil",
+        "then return nil",
+    ),
+    "an update forgets what was discovered": Mutant(
+        "fresh.discovered = still_discovered(row, fresh.endpoint, check)", ""
+    ),
+    "nothing discovered goes again": Mutant("ARGV[18] or nil", "ARGV[18] or row.discovered"),
+    "a removal tells nothing of the discovered": Mutant(
+        "had = claimed(row), has = '[]'", "had = row.caps or '[]', has = '[]'"
     ),
     "a revision is not compared": Mutant(
         "return expected == row.epoch .. '-' .. int(row.rev)", "return true"
@@ -277,10 +304,59 @@ def it_changes_to_and_fro(m: ScriptMachine) -> None:
         m.the_store_is_what_the_model_says()
 
 
+def it_tells_of_itself(m: ScriptMachine) -> None:
+    def said(*terms: str, endpoint: str = "http://h", beats: bool = False) -> Entry:
+        document = json.dumps([endpoint, *terms]).encode()
+        claims = [f"{term.partition(':')[2]}@2.0.0" for term in terms]
+        check = Check(700, 2, 2, beats=beats)
+        return Entry("a:1", document, list(terms), 5_000, endpoint, check, claims)
+
+    def registers(one: Entry) -> None:
+        m.both("register", one, remembered=True)
+        m.the_store_is_what_the_model_says()
+
+    def tells(body: int, *, rounds: int = 1) -> None:
+        m.the_daemon_probes_on(["healthy"] * rounds, beating=False, body=body)
+        m.the_store_is_what_the_model_says()
+
+    def discovered() -> str:
+        return m.model.instances["a:1"].discovered
+
+    registers(said())
+    tells(1)
+    assert "chat" in discovered()
+    registers(said("capability:chat"))
+    assert "chat" in discovered()
+    tells(2, rounds=3)
+    assert "audio/x" not in discovered()
+    registers(said(endpoint="http://other"))
+    assert not discovered()
+    tells(1)
+    m.both("amend", "a:1", reason="moved", entry=said(), remembered=True)
+    m.the_store_is_what_the_model_says()
+    assert not discovered()
+    tells(1)
+    registers(said(beats=True))
+    assert not discovered()
+    registers(said())
+    tells(1)
+    tells(3, rounds=3)
+    assert not discovered()
+    tells(1)
+    m.both("deregister", ["a:1"], remembered=True)
+
+
 def maintenance_ends_with_a_deregistration(m: ScriptMachine) -> None:
     m.both("register", entry(), remembered=True)
     m.maintain("a:1", None)
     m.both("deregister", ["a:1"], remembered=True)
+
+
+def maintenance_and_lease_end_in_one_sweep(m: ScriptMachine) -> None:
+    m.both("register", entry(2_000), remembered=True)
+    m.maintain("a:1", 2_500)
+    for _ in range(6):
+        step(m, 500)
 
 
 STORIES: list[Callable[[ScriptMachine], None]] = [
@@ -300,7 +376,9 @@ STORIES: list[Callable[[ScriptMachine], None]] = [
     probing_pauses,
     an_instance_goes_with_all_that_is_known_of_it,
     it_changes_to_and_fro,
+    it_tells_of_itself,
     maintenance_ends_with_a_deregistration,
+    maintenance_and_lease_end_in_one_sweep,
 ]
 
 

@@ -173,7 +173,7 @@ class Crowd:
     async def report(self, claim: Claim) -> None:
         verdict = self.random.choice(VERDICTS)
         held = Held(claim, Memory.decode(claim.state))
-        told = report_of(held, Finding(verdict=verdict, response_time_ms=1.0), now="")
+        told = report_of(held, Finding(verdict=verdict, response_time_ms=1.0), {}, now="")
         token = json.loads(claim.state)["token"]
         # Once more under another nonce: only one of the two may count.
         for _ in range(self.random.choice([1, 2])):

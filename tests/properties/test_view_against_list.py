@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from registryd.feed.revision import Revision
 from registryd.feed.stream import Change
+from registryd.registry.document import Offer
 from registryd.registry.expression import parse
 from registryd.registry.listing import Listing, Page, holds, render
 from registryd.registry.query import Filters, parse_filters
@@ -53,6 +54,13 @@ bodies = st.fixed_dictionaries(required, optional=optional)
 names = st.builds("{}:{}".format, st.sampled_from(SERVICES), st.sampled_from(["i1", "i2", "i:3"]))
 
 
+offers = st.builds(
+    Offer,
+    st.sampled_from([(), (("sort", "1.0.0"),), (("none", "1.0.0"), ("sum", "1.0.0"))]),
+    st.sampled_from([(), ("m1",), ("m2", "m3")]),
+)
+
+
 @dataclass(frozen=True)
 class Step:
     """One change, if it can happen in a history; its repr is what a failure shows."""
@@ -71,6 +79,8 @@ class Step:
                 history.remove(self.name)
             case "health" if present:
                 history.health(self.name, self.value)
+            case "discover" if present:
+                history.discover(self.name, self.value)
             case "administer" if present:
                 history.administer(self.name, self.value)
             case "preserve":
@@ -87,6 +97,7 @@ steps = st.one_of(
     st.builds(
         Step, st.just("health"), names, st.sampled_from(["healthy", "degraded", "unhealthy"])
     ),
+    st.builds(Step, st.just("discover"), names, offers),
     st.builds(Step, st.just("administer"), names, st.sampled_from(["maintenance", "draining", ""])),
     st.builds(Step, st.just("preserve"), names, st.lists(names, max_size=3, unique=True)),
 )
@@ -113,7 +124,7 @@ queries = st.fixed_dictionaries(
         "version": ranges,
         "environment": some_of("prod", "production", "stage", "none"),
         "zone": some_of("z1", "z2", "z3"),
-        "model": some_of("m1", "m2"),
+        "model": some_of("m1", "m2", "m3"),
         "dependsOn": some_of("chat", "draw"),
         "within": some_of("ch", "chat", "chatter", "draw", "e"),
         "filter": st.sampled_from(
@@ -132,8 +143,21 @@ def claims(document: Any, term: str) -> bool:
     accepted = parse_range(wanted) if at else None
     return any(
         claim["name"] == name and (accepted is None or accepted.contains(claim["version"]))
-        for claim in document["capabilities"]
+        for claim in offered(document)
     )
+
+
+def offered(document: Any) -> list[Any]:
+    """Its capabilities: of a name that is declared what is discovered says nothing more."""
+    declared = document["capabilities"]
+    names = {claim["name"] for claim in declared}
+    found = document["health"].get("discovered", {}).get("capabilities", ())
+    return [*declared, *(claim for claim in found if claim["name"] not in names)]
+
+
+def models(document: Any) -> list[str]:
+    found = document["health"].get("discovered", {}).get("models", ())
+    return [*document.get("models", ()), *found]
 
 
 FULL = {"prod": "production", "stage": "staging"}
@@ -149,7 +173,7 @@ NAIVE: dict[str, Callable[[Any, str], bool]] = {
         d["metadata"].get("environment") in [FULL.get(word, word) for word in words(v)]
     ),
     "zone": lambda d, v: d.get("zone") in words(v),
-    "model": lambda d, v: not set(words(v)).isdisjoint(d.get("models", ())),
+    "model": lambda d, v: not set(words(v)).isdisjoint(models(d)),
     "dependsOn": lambda d, v: not set(words(v)).isdisjoint(d.get("dependsOn", ())),
     "within": lambda d, v: d["name"].startswith(tuple(words(v))),
     "filter": lambda d, v: parse(v).matches(d),

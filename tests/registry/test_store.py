@@ -641,7 +641,7 @@ async def report(
     """Reports what a probe found, as the checker would; answers with the outcome."""
     held = Held(claim, Memory.decode(claim.state))
     finding = Finding(verdict=found, response_time_ms=1.0, error="x")
-    told = report_of(held, finding, now="2026-01-01T00:00:00.000Z")
+    told = report_of(held, finding, {}, now="2026-01-01T00:00:00.000Z")
     return (await store.report_check(claim, told, nonce=nonce)).outcome
 
 

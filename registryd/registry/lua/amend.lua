@@ -25,13 +25,14 @@ local function reply(outcome)
 end
 
 local changed, checks_changed, rewritten = false, false, false
-local had = row.caps
+local had = row.caps and claimed(row)
 if ARGV[10] ~= '' and (doc ~= ARGV[10] or row.ttl ~= tonumber(ARGV[12]) or row.check ~= ARGV[13]
     or row.terms ~= ARGV[11]) then
   -- When the lease was last renewed is told by its deadline less its ttl: another ttl, another count.
-  checks_changed = row.check ~= ARGV[13]
+  checks_changed = row.check ~= ARGV[13] or row.endpoint ~= ARGV[14]
     or (row.ttl ~= tonumber(ARGV[12]) and string.find(row.check, '"beats"', 1, true) ~= nil)
   doc, row.terms = ARGV[10], ARGV[11]
+  row.discovered = still_discovered(row, ARGV[14], ARGV[13])
   row.ttl, row.check, row.endpoint, row.caps = tonumber(ARGV[12]), ARGV[13], ARGV[14], ARGV[19]
   if row.check == '' then row.probed = 0 end
   changed, rewritten = true, true
@@ -56,7 +57,7 @@ if drains then suspect = false end
 if is ~= was then row.since = row.updated end
 
 local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,
-  suspect = suspect, reason = ARGV[9], old = was, had = had or row.caps, has = row.caps}
+  suspect = suspect, reason = ARGV[9], old = was, had = had or claimed(row), has = claimed(row)}
 if is ~= was and not rewritten then change.kind, change.new = 'service:health:changed', is end
 emit(change)
 remember_transition(id, was, is, ARGV[9])

@@ -5,7 +5,7 @@
 --      11 an id to claim now, due or not, also while probing is paused; or ""
 -- Returns {"on" or "paused", ms until the next one is due (-1 = none), lease clock,
 --   then for each claimed check: id, its row in checkstate, document, health, ms late,
---   ms since the lease was last renewed (-1 = the lease does not tell)}
+--   ms since the lease was last renewed (-1 = the lease does not tell), what counts as discovered ("" = nothing)}
 local only, spread, random = ARGV[11], tonumber(ARGV[9]), tonumber(ARGV[10])
 local probing = call('HMGET', META, 'probing', 'resumed')
 commit_clock()
@@ -32,7 +32,8 @@ for i, id in ipairs(ids) do
       local deadline = tonumber(call('ZSCORE', LEASES, id))
       renewed = math.max(0, L - math.max(deadline - row.ttl, state.since))
     end
-    for _, value in ipairs({id, raw, call('HGET', DOCS, id) or '{}', row.health, int(late), int(renewed)}) do
+    for _, value in ipairs({id, raw, call('HGET', DOCS, id) or '{}', row.health, int(late), int(renewed),
+      row.discovered or ''}) do
       out[#out + 1] = value
     end
   end

@@ -145,6 +145,7 @@ local function document(row, doc, admin, suspect)
   return table.concat({
     string.sub(doc, 1, -2),
     ',"health":{"status":"', effective(row, admin), '","since":"', row.since, '"', row.extra,
+    row.discovered and ',"discovered":' .. row.discovered or '',
     '},"registeredAt":"', row.registered, '","updatedAt":"', row.updated,
     '","incarnation":"', row.inc,
     '","lease":{"ttlSeconds":', int(seconds),
@@ -194,6 +195,37 @@ local function claims(text)
     table.insert(versions[name], version)
   end
   return names, versions
+end
+
+-- What probes found an instance to offer stands beside what it declares, as JSON that the daemon made:
+-- row.discovered = {"capabilities":[{"name","version"},…],"models":[…]}, nil for nothing.
+
+-- The discovered capabilities that count: a name that is declared stands as it was declared.
+local function undeclared(row)
+  local counting = {}
+  if not row.discovered then return counting end
+  local declared = {}
+  for _, t in ipairs(cjson.decode(row.terms)) do declared[t] = true end
+  for _, c in ipairs(cjson.decode(row.discovered).capabilities) do
+    if not declared['capability:' .. c.name] then counting[#counting + 1] = c end
+  end
+  return counting
+end
+
+-- All that an instance offers, as claims.
+local function claimed(row)
+  local more, declared = undeclared(row), row.caps or '[]'
+  if #more == 0 then return declared end
+  local all = cjson.decode(declared)
+  for _, c in ipairs(more) do all[#all + 1] = c.name .. '@' .. c.version end
+  return cjson.encode(all)
+end
+
+-- What stays discovered of an instance that is to have this endpoint and check: what answers elsewhere
+-- is something else, and what nobody probes nobody would ever take back.
+local function still_discovered(row, endpoint, check)
+  if row.endpoint ~= endpoint or check == '' or string.find(check, '"beats"', 1, true) then return nil end
+  return row.discovered
 end
 
 local function without(list, other)
@@ -331,6 +363,7 @@ end
 
 local function index_terms(row, admin)
   local terms = cjson.decode(row.terms)
+  for _, c in ipairs(undeclared(row)) do terms[#terms + 1] = 'capability:' .. c.name end
   terms[#terms + 1] = 'health:' .. effective(row, admin)
   return terms
 end
@@ -353,7 +386,7 @@ local function remove(id, row, kind, reason)
   local admin = admin_of(id)
   local state = state_of(admin)
   local terms = index_terms(row, admin)
-  local rev = emit({kind = kind, id = id, reason = reason, had = row.caps or '[]', has = '[]'})
+  local rev = emit({kind = kind, id = id, reason = reason, had = claimed(row), has = '[]'})
   call('HDEL', INST, id)
   call('HDEL', DOCS, id)
   call('HDEL', RENEW, id)
@@ -363,6 +396,9 @@ local function remove(id, row, kind, reason)
   call('ZREM', CHECKS, id)
   call('HDEL', CHECKSTATE, id)
   for _, name in ipairs({'findings', 'transitions', 'discovered'}) do derive('HDEL', beside(name), id) end
+  for n = #transitions, 1, -1 do
+    if transitions[n][1] == id then table.remove(transitions, n) end
+  end
   -- An operator's maintenance outlives a crash (the tombstone's life at most), not a deregistration.
   if kind ~= 'service:expired' or state ~= 'maintenance' then
     call('HDEL', ADMIN, id)

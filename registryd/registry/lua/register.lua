@@ -81,14 +81,15 @@ local function register(k, at)
   local kind, before, had = 'service:registered', nil, '[]'
   if row then
     kind = 'service:updated'
-    before, had = index_terms(row, admin), row.caps or fresh.caps
+    fresh.discovered = still_discovered(row, fresh.endpoint, check)
+    before, had = index_terms(row, admin), row.caps and claimed(row) or claimed(fresh)
     fresh.registered, fresh.probed = row.registered, probed
     if not heard then fresh.health, fresh.since, fresh.extra = row.health, row.since, row.extra end
   end
   local deadline = L + ttl
   if draining then deadline = tonumber(call('ZSCORE', LEASES, id)) end
 
-  local _, encoded, shown = emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin, had = had, has = fresh.caps})
+  local _, encoded, shown = emit({kind = kind, id = id, row = fresh, doc = doc, admin = admin, had = had, has = claimed(fresh)})
   if row then remember_transition(id, effective(row, admin), effective(fresh, admin), 'registered') end
   later('HSET', INST, id, encoded)
   later('HSET', DOCS, id, doc)

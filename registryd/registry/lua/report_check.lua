@@ -5,8 +5,9 @@
 --      11 the counters, and 12 the memory of transitions: texts kept for the next claim
 --      13 what the probe found (JSON object, "" = nothing)   14 its error, for the history
 --      15 further members of health at a change (JSON text, ",…" or "")
---      16 what was discovered (JSON object, "" = as before, "none" = no longer anything)
+--      16 what its answer told (JSON object, "" = as before, "none" = no longer anything)
 --      17 the status that 10 was decided on
+--      18 what of that counts as discovered (row.discovered; "" = as before, "none" = no longer anything)
 -- Returns {"counted", status} | {"changed", status, epoch, rev} | {"stale"} | {"gone"}
 -- A passing probe renews the lease of an instance that has sent no heartbeat since it registered;
 -- where heartbeats are all that is looked at, there is no probe that could.
@@ -34,13 +35,17 @@ local suspect = is_suspect(id)
 local rescued = suspect and renews
 local result = {'counted', status}
 local before = nil
-if status ~= row.health then
-  local was = effective(row, admin)
+local turned, finds = status ~= row.health, ARGV[18] ~= ''
+if turned or finds then
+  local was, had = effective(row, admin), claimed(row)
   before = index_terms(row, admin)
-  row.health, row.since, row.extra, row.probed = status, timestamp(), ARGV[15], probed
+  if turned then row.health, row.since, row.extra = status, timestamp(), ARGV[15] end
+  if finds then row.discovered = ARGV[18] ~= 'none' and ARGV[18] or nil end
+  row.probed = probed
   local is = effective(row, admin)
   local change = {kind = 'service:updated', id = id, row = row, doc = doc, admin = admin,
-    suspect = suspect and not rescued, reason = 'probed', old = was}
+    suspect = suspect and not rescued, reason = turned and 'probed' or 'discovered', old = was,
+    had = had, has = claimed(row)}
   if is ~= was then change.kind, change.new = 'service:health:changed', is end
   local rev = emit(change)
   remember_transition(id, was, is, 'probed', ARGV[14])
@@ -58,7 +63,7 @@ if renews then
   call('ZADD', LEASES, int(deadline), id)
 end
 if rescued then
-  -- A change of status has just told that it is live again.
+  -- A change has just told that it is live again.
   if before then call('ZREM', HELD, id) else rescue(id) end
 end
 answer(result)
