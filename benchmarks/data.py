@@ -76,10 +76,10 @@ def request(
     With a `sample` of its fields the body is a template, all of whose fillings have one length.
     """
     if body is None:
-        return f"{method} {target} HTTP/1.1\r\nHost: bench\r\n{headers}\r\n"
+        return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
     length = len(body if sample is None else body % sample)
     return (
-        f"{method} {target} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {length}\r\n{headers}\r\n{body}"
     )
 

@@ -127,7 +127,7 @@ def registryd(port: int, size: int) -> Told:
 
 
 def watch_request(service: str) -> bytes:
-    return f"GET /watch?service={service} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+    return f"GET /watch?service={service} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def pubsub(port: int, size: int) -> Told:
