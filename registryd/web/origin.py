@@ -7,13 +7,21 @@ no browsers send neither of these two, and are not concerned.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
+
+from multidict import istr
 
 from registryd import errors
 from registryd.web.reply import Header
 
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What a browser calls the machine it runs on: no other machine's page can have such a host."""
+
+# Looked up in every request: as istr a name is not put into lower case each time.
+_HOST: Final = istr("Host")
+_ORIGIN: Final = istr("Origin")
+_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_PAGE: Final = frozenset({"same-origin", "none"})
@@ -47,7 +55,7 @@ class Origins:
     def check(self, headers: Mapping[str, str], method: str, *, public: bool) -> None:
         """Raises Forbidden for a foreign host, or for a foreign page. `public` is what everybody may read:
         pages of others may show it too, as they do with badges."""
-        host = headers.get("Host")
+        host = headers.get(_HOST)
         # Only HTTP/1.0 can do without, which no browser speaks.
         if self.hosts is not None and host is not None and host_of(host) not in self.hosts:
             raise errors.Forbidden(
@@ -55,7 +63,7 @@ class Origins:
                 "to server.allowedHosts"
             )
         if self._foreign(headers, method) and not (public and method in SAFE):
-            page = headers.get("Origin", "another site")
+            page = headers.get(_ORIGIN, "another site")
             raise errors.Forbidden(
                 f"a page of {page[:100]} may not use this registry; if it should, add its origin to "
                 "server.cors.origins"
@@ -63,7 +71,7 @@ class Origins:
 
     def cors(self, headers: Mapping[str, str]) -> list[Header]:
         """What lets the page that asks read the answer; nothing where no page may."""
-        origin = headers.get("Origin")
+        origin = headers.get(_ORIGIN)
         if origin is None or origin not in self.pages:
             return []
         return [
@@ -85,22 +93,23 @@ class Origins:
         ]
 
     def _foreign(self, headers: Mapping[str, str], method: str) -> bool:
-        origin = headers.get("Origin")
+        origin = headers.get(_ORIGIN)
         if origin in self.pages:
             return False
-        site = headers.get("Sec-Fetch-Site")
+        site = headers.get(_FETCH_SITE)
         if site is not None:
             return site not in _OWN_PAGE and not _follows_a_link(headers, method)
         if origin is None:
             return False
         # The scheme is not compared: behind a proxy that ends TLS it is not ours.
-        return origin.partition("://")[2].lower() != headers.get("Host", "").lower()
+        return origin.partition("://")[2].lower() != headers.get(_HOST, "").lower()
 
 
 ANYWHERE: Final = Origins()
 """Any host, and no page but its own."""
 
 
+@lru_cache(maxsize=1024)
 def host_of(value: str) -> str:
     """The host of a Host header, without its port."""
     value = value.strip().lower()
