@@ -80,20 +80,20 @@ def render(view: View, filters: Filters, page: Page) -> Listing:
         return render_matched(view.at(), filters.select(view), page)
     contents = view.contents
     slots = filters.slots(contents)
-    walked = slots is None or len(slots) * WALK_FROM > len(contents.by_id)
-    if walked and page.shape == "instances" and page.sort == "name":
-        return _walked_instances(view, slots, page)
+    if page.shape == "instances" and page.sort == "name":
+        return _by_name(view, slots, page)
     if slots is None:
         found = _Found(contents.names, contents.services.__getitem__, len(contents.by_id))
-    elif walked:
+    elif _many(contents, slots):
         found = _walked_groups(contents, slots)
     else:
         found = _grouped(contents.at(slots))
     return _rendered(view.at(), found, page)
 
 
-WALK_FROM: Final = 4
-"""From a quarter of all on, to walk all in order is cheaper than to sort those that matched."""
+def _many(contents: Contents, slots: BitMap) -> bool:
+    """Whether to walk all in order is cheaper than to sort those that matched: from a quarter of all on."""
+    return len(slots) * 4 > len(contents.by_id)
 
 
 def render_matched(at: Point, matched: Iterable[Instance], page: Page) -> Listing:
@@ -150,27 +150,30 @@ def _rendered(at: Point, found: _Found, page: Page) -> Listing:
     return _finished(at, rows, total, last if more else None, page)
 
 
-def _walked_instances(view: View, slots: BitMap | None, page: Page) -> Listing:
-    """A list of instances by name, where so many match that to look at each in order is quickest."""
+def _by_name(view: View, slots: BitMap | None, page: Page) -> Listing:
+    """A list of instances in the order of lists, read off their slots."""
     contents = view.contents
-    sequence: Sequence[int] = contents.sequence
+    order = contents.order
+    total = len(contents.by_id) if slots is None else len(slots)
+    sorts = slots is not None and not _many(contents, slots)
+    ordered: Sequence[int] = order.sorted(slots or (), total) if sorts else order.sequence
     if page.after is not None:
         _, service, instance_id = page.after
         identity = identity_of(service, instance_id)
-        place = contents.place(service, identity)
+        place = order.place(ordered, service, identity)
         if page.descending:
-            sequence = sequence[:place]
+            ordered = ordered[:place]
+        elif place < len(ordered) and contents.slots[ordered[place]] is contents.by_id.get(
+            identity
+        ):
+            ordered = ordered[place + 1 :]
         else:
-            sequence = sequence[place + (identity in contents.by_id) :]
-    ordered = reversed(sequence) if page.descending else iter(sequence)
-    total = len(contents.by_id) if slots is None else len(slots)
+            ordered = ordered[place:]
+    found: Iterable[int] = reversed(ordered) if page.descending else ordered
     limit = total if page.limit is None else page.limit
-    if slots is None:
-        chosen = list(itertools.islice(ordered, limit + 1))
-    elif limit < total:
-        chosen = list(itertools.islice((slot for slot in ordered if slot in slots), limit + 1))
-    else:
-        chosen = [slot for slot in ordered if slot in slots]
+    if slots is not None and not sorts:
+        found = (slot for slot in found if slot in slots)
+    chosen = list(itertools.islice(found, limit + 1))
     more = len(chosen) > limit
     del chosen[limit:]
     rows = list(map(contents.fragments.__getitem__, chosen))

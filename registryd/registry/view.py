@@ -6,7 +6,6 @@ Nothing here awaits, so no reader ever sees half a change.
 
 import json
 import sys
-from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
@@ -17,6 +16,7 @@ from pyroaring import BitMap
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.feed.stream import Change
 from registryd.registry.document import Admin, Offer, Row, compose, effective_health
+from registryd.registry.order import Order
 from registryd.registry.types import PREFERENCE, AdminState, HealthStatus, split_identity
 
 EVERYTHING: Final = "*"
@@ -196,26 +196,14 @@ class Contents:
         self.versions: set[str] = set()
         """Which versions instances have."""
         self._free: list[int] = []
-        self._sequence: array[int] | None = None
+        self._order: Order | None = None
 
     @property
-    def sequence(self) -> "array[int]":
-        """The slots in the order of their services' names and their ids. Made when first asked for, and
-        kept from then on."""
-        if self._sequence is None:
-            self._sequence = array(
-                "I", [one.slot for name in self.names for one in self.services[name]]
-            )
-        return self._sequence
-
-    def place(self, service: str, identity: str) -> int:
-        """Where in the sequence an instance stands, or would."""
-        taken = cast("list[Instance]", self.slots)
-        return bisect_left(
-            self.sequence,
-            (service, identity),
-            key=lambda slot: (taken[slot].service, taken[slot].id),
-        )
+    def order(self) -> Order:
+        if self._order is None:
+            taken = cast("list[Instance]", self.slots)
+            self._order = Order(taken, [one.slot for one in self.by_id.values()])
+        return self._order
 
     def put(self, instance: Instance) -> Instance | None:
         """Adds or replaces; answers with what stood there."""
@@ -241,8 +229,8 @@ class Contents:
         before = self.by_id.pop(identity, None)
         if before is not None:
             self._unlink(before.slot, before.terms)
-            if self._sequence is not None:
-                del self._sequence[self.place(before.service, identity)]
+            if self._order is not None:
+                self._order.leave(before.slot)
             self.slots[before.slot] = None
             self.fragments[before.slot] = b""
             self._free.append(before.slot)
@@ -278,8 +266,8 @@ class Contents:
             instance.slot = len(self.slots)
             self.slots.append(instance)
             self.fragments.append(instance.fragment)
-        if self._sequence is not None:
-            self._sequence.insert(self.place(instance.service, instance.id), instance.slot)
+        if self._order is not None:
+            self._order.enter(instance.slot)
         siblings = self.services.get(instance.service)
         if siblings is None:
             self.services[instance.service] = [instance]
