@@ -66,6 +66,7 @@ async def listening(serve: Serve, *, tls: ssl.SSLContext | None = None) -> Async
         yield peer
     finally:
         server.close()
+        await asyncio.sleep(0)  # what was accepted at the last moment gets its task
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -38,6 +38,9 @@ class Service:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+            # What was accepted at the last moment is opened in one turn of the loop, and closed in others.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.append(time.monotonic())

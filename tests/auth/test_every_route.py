@@ -194,7 +194,7 @@ async def test_a_heartbeat_with_a_key_makes_no_call_but_the_renewal(
     await guarded("POST", "/services", body, headers=headers)
     reader, writer = await asyncio.open_connection(*guarded.daemon.addresses[0])
     beat = (
-        "PUT /services/chat/instances/a/heartbeat HTTP/1.1\r\nHost: x\r\n"
+        "PUT /services/chat/instances/a/heartbeat HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: {headers['Authorization']}\r\n\r\n"
     ).encode()
 
@@ -251,7 +251,7 @@ async def test_no_secret_comes_back_or_into_the_log(
         assert value.split()[-1] not in answer.body.decode()
     reader, writer = await asyncio.open_connection(*guarded.daemon.addresses[0])
     writer.write(
-        b"GET /services HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hunter2\x01\x00\r\n\r\n"
+        b"GET /services HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer hunter2\x01\x00\r\n\r\n"
     )
     said = await reader.read()
     writer.close()
