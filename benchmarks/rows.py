@@ -4,6 +4,8 @@ a floor that is met is raised, here and nowhere else."""
 import json
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -484,6 +486,38 @@ def a1(bench: Bench) -> list[Figure]:
     return _figures("A1", goals, [("required", "none")], rounds)
 
 
+# --- the client
+
+_BESIDE = "import json, logging, pydantic"
+"""What nearly every program that would use the SDK has imported anyway."""
+
+
+def s1(bench: Bench) -> list[Figure]:
+    """How long a process takes to import the SDK beyond pydantic, and with aiohttp, which comes with its
+    first request."""
+    modules = {
+        "pydantic": _BESIDE,
+        "client": f"{_BESIDE}, registryd.client",
+        "client with aiohttp": f"{_BESIDE}, registryd.client, aiohttp",
+    }
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(max(5, bench.options.rounds)):
+        for name, imports in modules.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", imports], check=True)
+            times[name].append((time.perf_counter() - began) * 1000)
+    figures = []
+    for name in ("client", "client with aiohttp"):
+        more = [mine - bare for mine, bare in zip(times[name], times["pydantic"], strict=True)]
+        figures.append(
+            Figure(
+                "S1", f"import of the {name}", Spread.of(more), None, None, "less", "ms",
+                f"pydantic alone {statistics.median(times['pydantic']):.0f} ms",
+            )
+        )  # fmt: skip
+    return figures
+
+
 # --- memory
 
 
@@ -727,6 +761,7 @@ ROWS: Final = (
     Row("R5", "a list of 10 000", r5),
     Row("K1", "health checks", k1),
     Row("A1", "heartbeats with a key", a1),
+    Row("S1", "import of the client", s1),
     Row("M1", "memory of 100 000 instances", m1),
     Row("M2", "memory of idle watchers", m2),
     Row("E1", "events to 1000 watchers", e1),
