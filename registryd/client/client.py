@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from registryd.client.answers import shaped, stale_for, step, valid
 from registryd.client.heartbeats import Heartbeats
 from registryd.client.identity import base_urls, default_id
 from registryd.client.known import DOUBT_FOR, Known, key_of
+from registryd.client.listeners import Called, Listeners
 from registryd.client.picker import Picker
 from registryd.client.registration import Registration
 from registryd.client.shelf import Shelf
@@ -433,6 +434,26 @@ class RegistryClient:
                         str(body.get("time", "")),
                         body.get("data") or {},
                     )
+
+    @asynccontextmanager
+    async def listening(
+        self, *, service: str | Sequence[str] = (), since: str = "", **listeners: Called
+    ) -> AsyncGenerator[None, None]:
+        """Calls functions when things happen, within `async with client.listening(
+        on_service_registered=f, …)`; see `registryd.client.listeners`. Raises at the end what the registry
+        has refused with."""
+        told = Listeners(**listeners)
+        following = asyncio.create_task(
+            told.follow(self.events(*told.types, service=service, since=since)),
+            name="registryd listeners",
+        )
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+            if not following.cancelled():
+                following.result()
 
     async def health(self, name: str) -> ServiceHealthShown:
         """What is known now of a service's health, and the latest transitions."""

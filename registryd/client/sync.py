@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from registryd.client.client import RegistryClient
+from registryd.client.listeners import Called
 from registryd.client.registration import Registration
 from registryd.client.types import Event, Filters, Found, Matching, Strategy, Target, Watched
 from registryd.health.types import InstanceHealthShown, ServiceHealthShown
@@ -168,6 +169,18 @@ class SyncRegistryClient:
         self, *types: str, service: str | Sequence[str] = (), since: str = ""
     ) -> Iterator[Event]:
         return self._each(lambda: self._client.events(*types, service=service, since=since))
+
+    @contextmanager
+    def listening(
+        self, *, service: str | Sequence[str] = (), since: str = "", **listeners: Called
+    ) -> Iterator[None]:
+        """Calls functions when things happen, within `with`, in the client's thread."""
+        listening = self._client.listening(service=service, since=since, **listeners)
+        self._wait(listening.__aenter__())
+        try:
+            yield
+        finally:
+            self._wait(listening.__aexit__(None, None, None))
 
     def health(self, name: str) -> ServiceHealthShown:
         return self._wait(self._client.health(name))
