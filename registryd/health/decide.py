@@ -40,6 +40,8 @@ class Memory:
     seen: Seen = field(default_factory=Seen)
     looked_ms: int = 0
     """When the last finding was made, on the lease clock."""
+    sealed: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the check sends and nobody is shown."""
 
     @classmethod
     def decode(cls, state: bytes) -> "Memory":
@@ -64,6 +66,7 @@ class Memory:
             kept.get("missed", False),
             Seen(kept.get("digest", ""), kept.get("absent", 0), kept.get("seenAt", "")),
             kept.get("looked", 0),
+            row.get("sealed", {}),
         )
 
     def encode_counts(self) -> str:

@@ -65,7 +65,7 @@ def _due(claim: Claim) -> Due[Held] | None:
     what: Any
     retries = 0
     if not memory.beats:
-        what, retries = spec_of(claim.document, memory.timeout_ms)
+        what, retries = spec_of(claim.document, memory.timeout_ms, memory.sealed)
     elif claim.renewed_ms is not None:
         what = heard(memory, claim.renewed_ms, now_ms=claim.at_ms)
     else:

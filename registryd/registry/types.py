@@ -306,8 +306,25 @@ class HealthCheck(Shape):
     path: Annotated[str, StringConstraints(max_length=1024, pattern=r"^/[!-~]*$")] | None = None
     url: Endpoint | None = None
     method: Literal["GET", "HEAD", "POST"] = "GET"
-    headers: Annotated[dict[str, Line], Field(max_length=32)] | None = None
-    body: Annotated[str, StringConstraints(max_length=8192)] | None = None
+    headers: (
+        Annotated[
+            dict[str, Line],
+            Field(
+                max_length=32,
+                description="Sent with the probe, and shown to nobody: answers have **** for the values. "
+                "Sent back so it means the value that is held, for a check of the same server",
+            ),
+        ]
+        | None
+    ) = None
+    body: (
+        Annotated[
+            str,
+            StringConstraints(max_length=8192),
+            Field(description="Sent with the probe, and shown to nobody, as `headers`"),
+        ]
+        | None
+    ) = None
     expected_status_codes: (
         Annotated[
             list[Annotated[WholeNumber, Field(ge=100, le=599)]], Field(min_length=1, max_length=64)
