@@ -194,7 +194,7 @@ async def test_a_heartbeat_with_a_key_makes_no_call_but_the_renewal(
     await guarded("POST", "/services", body, headers=headers)
     reader, writer = await asyncio.open_connection(*guarded.daemon.addresses[0])
     beat = (
-        "PUT /services/chat/instances/a/heartbeat HTTP/1.1\r\nHost: x\r\n"
+        "PUT /services/chat/instances/a/heartbeat HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: {headers['Authorization']}\r\n\r\n"
     ).encode()
 
