@@ -153,8 +153,11 @@ def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise PydanticCustomError("endpoint", "not a URL: {why}", {"why": str(error)}) from error
+    except ValueError:
+        # What urlsplit says quotes the URL, and what it takes for a port may be half a password.
+        raise PydanticCustomError(
+            "endpoint", "not a URL: its host or port cannot be read", {}
+        ) from None
     if parts.scheme.lower() not in SCHEMES or not host:
         raise PydanticCustomError(
             "endpoint",
