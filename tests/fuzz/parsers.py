@@ -65,6 +65,7 @@ RULES: Final = jwt.JwtRules(
     role_claim="realm.roles",
     prefixes_claim="prefixes",
 )
+METRICS: Final = Metrics()
 CLAIMS: Final = (
     b'{"iss":"https://id.example","aud":["registryd"],"sub":"ci","exp":1.9e9,"nbf":1,"iat":1,'
     b'"realm":{"roles":["writer"]},"prefixes":["a-",""]}'
@@ -220,7 +221,7 @@ def _authorization(data: bytes) -> object:
     unused: Any = None
     clock: Any = MovedClock()
     tokens = Tokens(FixedKeys(TOKEN_KEYS), RULES, clock)
-    access = RequiredAccess(ring, unused, Metrics(), clock, tokens=tokens)
+    access = RequiredAccess(ring, unused, METRICS, clock, tokens=tokens)
     caller = _at_once(access.identify(headers, Peer("10.0.0.7")))
     assert access.known(headers, Peer("10.0.0.7")) == caller
     return caller
