@@ -525,7 +525,7 @@ class Anonymous(_Section):
 class Jwt(_Section):
     """Tokens that others issue. Switched on by saying where their keys are."""
 
-    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = None
+    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = Field(None, repr=False)
     jwks_file: Path | None = None
     public_key_file: Path | None = None
     secret: SecretStr | None = None

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,26 @@ async def running(
             yield Api(daemon, session)
     finally:
         await daemon.stop()
+
+
+@contextmanager
+def running_beside(url: str, prefix: str, data_dir: Path, **sections: Any) -> Iterator[str]:
+    """A daemon in a thread of its own, for tests whose calls are synchronous: where it listens."""
+    ready, done = threading.Event(), asyncio.Event()
+    found: list[tuple[str, asyncio.AbstractEventLoop]] = []
+
+    async def serve() -> None:
+        async with running(url, prefix, data_dir, **sections) as api:
+            found.append((api.base, asyncio.get_running_loop()))
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(10)
+    [(base, loop)] = found
+    try:
+        yield base
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)

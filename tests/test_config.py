@@ -198,6 +198,56 @@ def test_a_secret_file_is_found_under_each_of_its_names(tmp_path: Path, name: st
     assert from_env(REGISTRYD_SECRETS_DIR=str(tmp_path)).redis.password == SecretStr("pw")
 
 
+def secret_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """All settings that hold a secret or, as URLs do, may hold one."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from secret_settings(kind, f"{prefix}{name}.")
+        elif "SecretStr" in str(kind) or name.endswith("url"):
+            yield f"{prefix}{name}"
+
+
+WITH_SECRET: Mapping[str, tuple[str, dict[str, str]]] = {
+    "redis.password": (PLANTED, {"REGISTRYD_REDIS__URL": "redis://h"}),
+    "redis.url": (f"redis://u:{PLANTED}@h", {}),
+    "auth.jwt.secret": (
+        PLANTED * 2,
+        {
+            "REGISTRYD_AUTH__JWT__ISSUER": "i",
+            "REGISTRYD_AUTH__JWT__AUDIENCE": "a",
+            "REGISTRYD_AUTH__JWT__ALGORITHMS": "HS256",
+        },
+    ),
+    "auth.jwt.jwks_url": (
+        f"https://u:{PLANTED}@h/keys",
+        {"REGISTRYD_AUTH__JWT__ISSUER": "i", "REGISTRYD_AUTH__JWT__AUDIENCE": "a"},
+    ),
+}
+"""A value for each of them, and what has to be set beside it."""
+
+
+@pytest.mark.parametrize("name", list(secret_settings()))
+@pytest.mark.parametrize("source", ["environment", "directory"])
+def test_every_secret_can_stay_out_of_the_file_and_is_shown_nowhere(
+    tmp_path: Path, name: str, source: str
+) -> None:
+    value, environ = WITH_SECRET[name]
+    if source == "environment":
+        environ = environ | {f"REGISTRYD_{name.replace('.', '__').upper()}": value}
+    else:
+        file = tmp_path / name.replace(".", "/")
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{value}\n")
+        environ = environ | {"REGISTRYD_SECRETS_DIR": str(tmp_path)}
+    settings = from_env(**environ)
+    held: object = settings
+    for part in name.split("."):
+        held = getattr(held, part)
+    assert (held.get_secret_value() if isinstance(held, SecretStr) else held) == value
+    assert PLANTED not in f"{settings!r} {settings} {describe(settings)}"
+
+
 def test_the_file_may_name_the_directory_of_secrets(config: Path, tmp_path: Path) -> None:
     (tmp_path / "redis.password").write_text("pw")
     assert load_text(config, f"secretsDir: {tmp_path}").redis.password == SecretStr("pw")

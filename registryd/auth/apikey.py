@@ -86,6 +86,9 @@ class KeySet:
 
         Takes as long for an id that exists as for one that does not.
         """
+        if not text.isascii():
+            # A header's bytes that are no UTF-8 come as what cannot even be encoded again.
+            raise Rejected(Reason.MALFORMED, "an API key is all ASCII characters")
         identity, shown, found = identity_of(text), digest(text), None
         for key in (self.stored.get(identity or ""), *self.filed):
             if hmac.compare_digest(shown, _NOBODY if key is None else key.digest):

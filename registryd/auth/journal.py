@@ -18,7 +18,7 @@ from registryd.auth.store import AuthStore, Entry
 from registryd.errors import StorageUnavailable
 from registryd.kit.clock import Clock
 from registryd.metrics import Metrics
-from registryd.web.access import Attempt
+from registryd.web.access import REFUSALS, Attempt
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Journal:
         """Says and writes what has come since the last turn. While the store is away it waits here."""
         entries = grouped(self._new)
         self._new.clear()
-        _say([entry for entry in entries if entry.outcome != "done"])
+        _say([entry for entry in entries if entry.outcome in REFUSALS])
         self._waiting.extend(entries)
         while len(self._waiting) > MOST_WAITING:
             self._waiting.popleft()
@@ -77,11 +77,11 @@ class Journal:
 
 def grouped(entries: Iterable[Entry]) -> list[Entry]:
     """Denials that differ only in time and request id as one, with their number, at the time of the first.
-    What admins did stays as it is."""
+    What admins asked for stays as it is."""
     firsts: dict[tuple[str, ...], Entry] = {}
     counts: Counter[tuple[str, ...]] = Counter()
     for entry in entries:
-        told_apart = entry.request_id if entry.outcome == "done" else ""
+        told_apart = "" if entry.outcome in REFUSALS else entry.request_id
         key = (entry.by, entry.method, entry.path, entry.outcome, entry.detail, told_apart)
         firsts.setdefault(key, entry)
         counts[key] += 1

@@ -162,7 +162,7 @@ def verify(token: str, keys: TokenKeys, rules: JwtRules, now: datetime) -> Verif
         raise Rejected(Reason.MALFORMED, f"the token is longer than {LONGEST} characters")
     try:
         header = jwt.get_unverified_header(token)
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, UnicodeEncodeError):  # bytes of the header that are no UTF-8
         raise Rejected(Reason.MALFORMED, "the token cannot be read") from None
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm not in list(rules.algorithms):

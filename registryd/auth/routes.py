@@ -17,8 +17,9 @@ DEFAULT_LIMIT: Final = 100
 
 
 class AccessEntry(Shown):
-    """`outcome` is `done` for what an admin did, else the code of the refusal, and `detail` why. `count`
-    is how many alike came within half a second; `requestId` is that of the first."""
+    """`outcome` is `done` for what an admin did, the code of the refusal, with `detail` saying why, or that of
+    the error in which an admin's request ended. `count` is how many refusals alike came within half a second;
+    `requestId` is that of the first."""
 
     time: str
     by: str

@@ -22,6 +22,7 @@ from registryd.errors import NotFound
 from registryd.kit.clock import from_ms, rfc3339
 from registryd.storage.connection import Connection
 from registryd.storage.keys import Keys
+from registryd.web.access import REFUSALS
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ _STREAMS: Final = ("denied", "done")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the record of access: `outcome` is `done`, or the code of the refusal."""
+    """One line of the record of access: `outcome` is as in an `Attempt`."""
 
     time: datetime
     by: str
@@ -123,7 +124,7 @@ class AuthStore:
             *(
                 self._connection.script_call(
                     "XADD",
-                    self._streams["done" if entry.outcome == "done" else "denied"],
+                    self._streams["denied" if entry.outcome in REFUSALS else "done"],
                     "MAXLEN",
                     "~",
                     RECORD_LENGTH,

@@ -14,6 +14,7 @@ from registryd.probing import flap as flapping
 from registryd.probing.flap import Flap
 from registryd.probing.rise_fall import Counts, Rules, count, reached
 from registryd.probing.types import Finding, Verdict
+from registryd.registry.sealed import Sealed
 
 SUSTAINED: Final = 3
 """So many times the threshold in a row is no flapping but an outage, and is shown also while damped."""
@@ -41,6 +42,8 @@ class Memory(NamedTuple):
     """How long the latest successful probes took, in ms, where that is judged."""
     looked_ms: int = 0
     """When the last finding was made, on the lease clock."""
+    sealed: Sealed = Sealed()  # never changed
+    """What the check sends and nobody is shown."""
 
     @classmethod
     def decode(cls, state: bytes) -> "Memory":
@@ -71,6 +74,7 @@ class Memory(NamedTuple):
             ),
             tuple(kept.get("took", ())),
             kept.get("looked", 0),
+            Sealed(row.get("sealed", ())),
         )
 
     def encode_counts(self) -> str:

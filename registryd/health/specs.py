@@ -1,5 +1,7 @@
 """What to probe for an instance, read from what it registered. Pure."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,8 +19,11 @@ class Spec(NamedTuple):
     """Typically slower than this is degraded (`probing/latency.py`)."""
 
 
-def spec_of(document: bytes, timeout_ms: int) -> Spec:
-    """The target of an instance's document; `timeout_ms` is what the store holds as agreed."""
+def spec_of(
+    document: bytes, timeout_ms: int, sealed: Mapping[str, Any] = MappingProxyType({})
+) -> Spec:
+    """The target of an instance's document. `timeout_ms` and `sealed`, the values that the document has
+    masks for, are what the store holds with the schedule."""
     fields: dict[str, Any] = from_json(document)
     check: dict[str, Any] | None = fields.get("healthCheck")
     endpoint: str = fields["endpoint"]
@@ -32,8 +37,8 @@ def spec_of(document: bytes, timeout_ms: int) -> Spec:
         url=url,
         timeout_ms=timeout_ms,
         method=check.get("method", "GET"),
-        headers=check.get("headers") or {},
-        body=check.get("body"),
+        headers=(check.get("headers") or {}) | sealed.get("headers", {}),
+        body=sealed.get("body", check.get("body")),
         expected_statuses=frozenset(check.get("expectedStatusCodes") or ()),
         conditions=tuple(check.get("conditions") or ()),
         degraded_conditions=tuple(check.get("degradedConditions") or ()),

@@ -72,7 +72,7 @@ def _due(claim: Claim) -> Due[Held] | None:
     what: Any
     retries, degraded_ms = 0, None
     if not memory.beats:
-        what, retries, degraded_ms = spec_of(claim.document, memory.timeout_ms)
+        what, retries, degraded_ms = spec_of(claim.document, memory.timeout_ms, memory.sealed)
     elif claim.renewed_ms is not None:
         what = heard(memory, claim.renewed_ms, now_ms=claim.at_ms)
     else:

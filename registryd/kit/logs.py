@@ -49,11 +49,19 @@ _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         rf"\1{MASK}",
     ),
+    # Those that need no word beside them: signed tokens, and keys as most issuers make them, a short
+    # mark, perhaps an id, and a long run of random characters.
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*"), MASK),
+    (
+        re.compile(r"\b([a-z]{2,8}_(?:[a-z0-9]{4,16}_)?)[0-9A-Za-z+/-]{32,}={0,2}"),
+        rf"\1{MASK}",
+    ),
 )
 
 # What a text must hold for any of the patterns above to find something: most hold none of it.
 _SUSPICIOUS = re.compile(
-    r"@|bearer|authorization|passw|passphrase|secret|token|api[-_]?key", re.IGNORECASE
+    r"@|bearer|authorization|passw|passphrase|secret|token|api[-_]?key|\beyJ|_[0-9A-Za-z+/-]{32}",
+    re.IGNORECASE,
 )
 
 

@@ -34,6 +34,7 @@ from registryd.registry.bodies import Beat, canonical_names, merge, parse_regist
 from registryd.registry.document import compose, encode
 from registryd.registry.quota import Quota, admit
 from registryd.registry.renew import MAX_BATCH, RenewalQueue, Settle
+from registryd.registry.sealed import is_masked, masked, server_of, unmasked
 from registryd.registry.store import (
     DEFAULT_CHECK,
     Entry,
@@ -130,6 +131,7 @@ class Registrar:
         `expected` is what `If-Match` and the like ask (see `pinned`), else PreconditionFailed. With
         `exclusive` an id that lives at another endpoint is not taken over: the newcomer gets its own.
         """
+        registration = await self._unmasked(registration)
         entry = self._entry(registration)
         admit(self._view, self._quota(), entry.id, prefixes)
         expected = await self.pinned(entry.id, expected)
@@ -175,6 +177,9 @@ class Registrar:
             raise Invalid(
                 f"the instance is {len(document)} bytes of JSON, at most {MAX_DOCUMENT_BYTES} are kept"
             )
+        given = registration.health_check
+        if given is not None and (shown := masked(given)) is not given:
+            document = encode(registration.model_copy(update={"health_check": shown}))
         ttl = (
             timedelta(seconds=registration.ttl_seconds)
             if registration.ttl_seconds is not None
@@ -183,6 +188,22 @@ class Registrar:
         ttl_ms = int(ttl.total_seconds() * 1000)
         name = identity(registration.name, instance_id)
         return entry_of(name, registration, document, ttl_ms, self._default_check)
+
+    async def _unmasked(self, registration: Registration) -> Registration:
+        """The same with what came back masked, as it was shown, replaced by what is held. Raises Invalid."""
+        check = registration.health_check
+        if check is None or not is_masked(check):
+            return registration
+        instance_id = registration.instance_id or default_instance_id(registration.endpoint)
+        held = self._view.get(identity(registration.name, instance_id))
+        known: dict[str, Any] = {}
+        meant_for = None
+        if held is not None:
+            [vitals] = await self._store.vitals([held.id])
+            known = json.loads(vitals.state).get("sealed", {}) if vitals.state else {}
+            meant_for = server_of(held.document)
+        check = unmasked(registration.endpoint, check, known, meant_for)
+        return registration.model_copy(update={"health_check": check})
 
     # --- changing in place
 
@@ -200,7 +221,9 @@ class Registrar:
             merged = merge(json.loads(held.document), patch)
             if "healthCheck" in patch and patch["healthCheck"] is None:
                 merged["healthCheck"] = None  # "no checking", as it does when registering
-            registration = parse_registration(merged, service=service, instance_id=instance_id)
+            registration = await self._unmasked(
+                parse_registration(merged, service=service, instance_id=instance_id)
+            )
             entry = self._entry(registration)
             if registration.ttl_seconds is None and "ttlSeconds" not in patch:
                 entry = replace(entry, ttl_ms=held.ttl_ms)

@@ -5,9 +5,10 @@ KEYS, ARGV and returns are in the headers of lua/*.lua. All methods raise Storag
 """
 
 import itertools
+import json
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from registryd.errors import StartupRefused
 from registryd.feed.revision import NOWHERE, Revision
 from registryd.kit.actor import actor
 from registryd.registry.document import Admin, Row, claims_of, terms_of
+from registryd.registry.sealed import Sealed, sealed
 from registryd.registry.types import HealthCheck, InstanceFields
 from registryd.storage.keys import Keys
 from registryd.storage.pipelined import Argument
@@ -46,13 +48,16 @@ class Check:
     """Failures before the first success do not count for so long after the registration."""
     beats: bool = False
     """Nothing is dialled: the heartbeats are what is looked at."""
+    sealed: Sealed = field(default_factory=Sealed)
+    """What the probe sends and nobody is shown, see `sealed.py`."""
 
     def encode(self) -> str:
         grace = f',"grace":{self.grace_ms}' if self.grace_ms else ""
         beats = ',"beats":true' if self.beats else ""
+        sealed = f',"sealed":{json.dumps(self.sealed, ensure_ascii=False)}' if self.sealed else ""
         return (
             f'{{"interval":{self.interval_ms},"timeout":{self.timeout_ms},"rise":{self.rise},'
-            f'"fall":{self.fall}{grace}{beats}}}'
+            f'"fall":{self.fall}{grace}{beats}{sealed}}}'
         )
 
 
@@ -70,6 +75,7 @@ def check_of(fields: InstanceFields, default: HealthCheck = DEFAULT_CHECK) -> Ch
         check.timeout_ms,
         check.startup_grace_ms or 0,
         check.type == "ttl",
+        sealed(check),
     )
 
 
@@ -232,7 +238,7 @@ class Claim(NamedTuple):
 
     id: str
     state: bytes
-    """Its row (JSON): `interval, timeout, rise, fall, grace?, beats?` of the check, `inc, token, since` of
+    """Its row (JSON): `interval, timeout, rise, fall, grace?, beats?, sealed?` of the check, `inc, token, since` of
     the schedule (lease clock ms), and the texts that the last report left, `counts` and `flap`."""
     document: bytes
     """The client's part of the instance."""

@@ -153,8 +153,11 @@ def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise PydanticCustomError("endpoint", "not a URL: {why}", {"why": str(error)}) from error
+    except ValueError:
+        # What urlsplit says quotes the URL, and what it takes for a port may be half a password.
+        raise PydanticCustomError(
+            "endpoint", "not a URL: its host or port cannot be read", {}
+        ) from None
     if parts.scheme.lower() not in SCHEMES or not host:
         raise PydanticCustomError(
             "endpoint",
@@ -306,8 +309,25 @@ class HealthCheck(Shape):
     path: Annotated[str, StringConstraints(max_length=1024, pattern=r"^/[!-~]*$")] | None = None
     url: Endpoint | None = None
     method: Literal["GET", "HEAD", "POST"] = "GET"
-    headers: Annotated[dict[str, Line], Field(max_length=32)] | None = None
-    body: Annotated[str, StringConstraints(max_length=8192)] | None = None
+    headers: (
+        Annotated[
+            dict[str, Line],
+            Field(
+                max_length=32,
+                description="Sent with the probe, and shown to nobody: answers have **** for the values. "
+                "Sent back so it means the value that is held, for a check of the same server",
+            ),
+        ]
+        | None
+    ) = None
+    body: (
+        Annotated[
+            str,
+            StringConstraints(max_length=8192),
+            Field(description="Sent with the probe, and shown to nobody, as `headers`"),
+        ]
+        | None
+    ) = None
     expected_status_codes: (
         Annotated[
             list[Annotated[WholeNumber, Field(ge=100, le=599)]], Field(min_length=1, max_length=64)

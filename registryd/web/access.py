@@ -8,12 +8,17 @@ from registryd.errors import Malformed
 from registryd.web.caller import Caller, Peer, Permission
 from registryd.web.shortcut import Headers
 
+DONE: Final = "done"
+REFUSALS: Final = frozenset({"unauthenticated", "forbidden"})
+"""Codes of the errors by which access is denied."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What the audit keeps of a request: one that was refused, or an admin's.
 
-    `path` is the route's template, "" where none matched. `outcome` is `done`, or the refusal's code.
+    `path` is the route's template, "" where none matched. `outcome` is DONE, or the code of the refusal
+    or of the error that an admin's request ended with.
     """
 
     signature: str

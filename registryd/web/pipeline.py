@@ -24,7 +24,7 @@ from registryd import errors
 from registryd.kit.actor import act_as
 from registryd.metrics import Metrics, RouteTally
 from registryd.web import problem, wire
-from registryd.web.access import Access, Attempt, refuse_in_query
+from registryd.web.access import DONE, REFUSALS, Access, Attempt, refuse_in_query
 from registryd.web.caller import Caller, Peer, Permission, Scope, permit
 from registryd.web.codec import DEFAULT_LIMITS, BodyLimits
 from registryd.web.forwarded import Proxies
@@ -126,7 +126,6 @@ class Pipeline:
                 cors = self._origins.cors(raw.headers)
                 route, params = self._router.match(raw.method, _target(raw))
                 public = route.permission is Permission.OPEN
-                self._origins.check(raw.headers, raw.method, public=public)
                 limits = self._limits
                 if route.body_bytes is not None:
                     limits = replace(limits, size=route.body_bytes)
@@ -134,6 +133,7 @@ class Pipeline:
                     raw, params, request_id, limits, peer=peer, throttle=self._throttle
                 )
                 act_as(request.signature)
+                self._origins.check(raw.headers, raw.method, public=public)
                 refuse_in_query(raw.raw_path)
                 if not public:
                     request.caller = await self._identify(raw.headers, peer)
@@ -145,7 +145,7 @@ class Pipeline:
                 if cors:
                     cors += self._origins.preflight(raw.headers, raw.method, answer.headers)
                 if route.permission is Permission.ADMIN:
-                    self._note(request, route, "done")
+                    self._note(request, route, DONE)
                 connection = self._connection(raw, answer)
                 head = self._head(raw, answer, cors, request_id, connection)
                 if isinstance(answer, Stream):
@@ -161,9 +161,13 @@ class Pipeline:
                 self._report(error, raw.method, route)
                 if begun:
                     return _cut(raw)
-                if isinstance(error, (errors.Unauthenticated, errors.Forbidden)):
-                    self._note(request, route, error.code, error.detail)
-                answer = problem.reply(_public(error), request_id)
+                told = _public(error)
+                if told.code in REFUSALS:
+                    self._note(request, route, told.code, told.detail)
+                elif request is not None and _administers(request, route):
+                    # Without the detail, which may quote the body.
+                    self._note(request, route, told.code)
+                answer = problem.reply(told, request_id)
                 connection = self._connection(raw, answer)
                 head = self._head(raw, answer, cors, request_id, connection)
             self._record(route, raw.method, answer.status, time.perf_counter() - began)
@@ -423,6 +427,15 @@ def _public(error: Exception) -> errors.RegistrydError:
     if isinstance(error, errors.RegistrydError):
         return error
     return errors.RegistrydError("something went wrong inside; the log of this node says what")
+
+
+def _administers(request: Request, route: Route | None) -> bool:
+    """Whether an admin was let in to a route for admins: it may have done something, though it failed."""
+    return (
+        route is not None
+        and route.permission is Permission.ADMIN
+        and request.caller.role is Permission.ADMIN
+    )
 
 
 def _cut(raw: web.BaseRequest) -> Written:

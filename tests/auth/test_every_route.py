@@ -168,6 +168,20 @@ async def test_each_role_does_what_it_is_for(
     assert (await guarded("GET", "/audit", headers=await of("admin"))).status == 200
 
 
+@pytest.mark.parametrize(
+    "line", [b"Authorization: Bearer \xff", b"Authorization: Bearer a.b.\xff", b"X-API-Key: \xff"]
+)
+async def test_a_credential_of_bytes_that_are_no_text_is_refused(guarded: Api, line: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*guarded.daemon.addresses[0])
+    writer.write(
+        b"GET /services HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%b\r\n\r\n" % line
+    )
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
 async def test_the_open_routes_ask_nobody(guarded: Api) -> None:
     for path in ("/health", "/livez", "/readyz"):
         assert (await guarded("GET", path, headers={"Authorization": "hunter2"})).status == 200

@@ -10,6 +10,7 @@ import structlog
 from registryd.kit import logs
 
 PLANTED = "hunter2-very-secret"
+RANDOM = "hunter2" + "0aB9" * 8
 
 
 class Terminal(io.StringIO):
@@ -201,8 +202,30 @@ def test_a_secret_inside_a_text_is_masked_wherever_the_text_is(
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            f"the key rgd_0123456789_{RANDOM} is not known",
+            "the key rgd_0123456789_**** is not known",
+        ),
+        (f"whsec_{RANDOM}+/==.", "whsec_****."),
+        (f"X-API-Key: ghp_{RANDOM}", "X-API-Key: ghp_****"),
+        (f"got eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.{RANDOM}_-!", "got ****!"),
+        (f"got eyJhbGciOiJub25lIn0.{RANDOM}.", "got ****"),
+    ],
+)
+def test_keys_and_tokens_are_known_by_their_shape(text: str, shown: str) -> None:
+    assert logs.mask_secrets(text) == shown
+    assert RANDOM not in shown
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "test_a_value_under_a_long_name_that_is_no_key_at_all_stays_as_it_is",
+        "wh_0123456789abcdef",
+        "cmdstat_evalsha",
+        "eyJ is how they begin",
         "http://host:8080/users/a@b.example",
         "redis://host:6379/0",
         "mail me@there.example, see https://there.example/x",

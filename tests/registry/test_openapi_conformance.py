@@ -1,8 +1,6 @@
 """The daemon does what its OpenAPI document says: thousands of calls made up from the document."""
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from daemons import running
+from daemons import running_beside
 from hypothesis import HealthCheck, Phase, settings
 from openapi_spec_validator import validate
 from schemathesis.checks import not_a_server_error
@@ -43,25 +41,9 @@ schema = schemathesis.openapi.from_dict(DOCUMENT).exclude(operation_id=["events"
 
 @pytest.fixture(scope="module")
 def base_url(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A daemon in a thread of its own: the calls here are synchronous."""
-    ready, done = threading.Event(), asyncio.Event()
-    found: list[str] = []
     data = tmp_path_factory.mktemp("conformance")
-
-    async def serve() -> None:
-        async with running(store_url, "conformance", data, webhooks={"enabled": False}) as api:
-            found.append(api.base)
-            loops.append(asyncio.get_running_loop())
-            ready.set()
-            await done.wait()
-
-    loops: list[asyncio.AbstractEventLoop] = []
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(10)
-    yield found[0]
-    loops[0].call_soon_threadsafe(done.set)
-    thread.join(10)
+    with running_beside(store_url, "conformance", data, webhooks={"enabled": False}) as base:
+        yield base
 
 
 @pytest.fixture(scope="module")
