@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from registryd import __version__
-from registryd.cli import keys, transfer
+from registryd.cli import doctor, keys, transfer
 from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
 from registryd.errors import StartupRefused
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.command("export")(transfer.export)
 app.command("import")(transfer.import_)
+app.command("doctor")(doctor.doctor)
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[
