@@ -35,7 +35,9 @@ from registryd.web import codec
 log = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 200
-"""Instances in one call: the store does nothing else meanwhile, 15 ms or so."""
+"""Instances of an import that is one call: the store does nothing else meanwhile, 30 ms or so."""
+PART: Final = 50
+"""Instances in a part of a larger one."""
 KEEP: Final = timedelta(minutes=10)
 """How long parts may take to be laid down."""
 CATCH_UP: Final = timedelta(seconds=2)
@@ -54,6 +56,7 @@ class Importer:
         *,
         quota: Callable[[], Quota],
         at_once: int = AT_ONCE,
+        part: int = PART,
     ) -> None:
         self._store = store
         self._view = view
@@ -61,7 +64,9 @@ class Importer:
         self._registrar = registrar
         self._clock = clock
         self._quota = quota
-        self._at_once = at_once
+        self.at_once = at_once
+        self.part = part
+        self._carrying = False
 
     async def run(self, body: bytes, mode: Mode, *, dry_run: bool, confirm: str) -> ImportResult:
         """Reads a file (JSON), and makes the registry what it says, unless `dry_run`. Raises Malformed,
@@ -95,7 +100,7 @@ class Importer:
     async def _carry_out(self, made: Plan, mode: Mode) -> Imported | None:
         """What was written in the end; None when another daemon did the last of it."""
         reason = f"import ({mode.value})"
-        if len(made.items) <= self._at_once:
+        if len(made.items) <= self.at_once:
             done: Imported | None = await self._store.import_all(made.items, reason=reason)
         else:
             await self._commit(made.items, reason)
@@ -105,8 +110,8 @@ class Importer:
 
     async def _commit(self, items: Sequence[Importing], reason: str) -> None:
         name, parts = self._store.nonce(), 0
-        for start in range(0, len(items), self._at_once):
-            await self._store.stage_import(name, items[start : start + self._at_once], keep=KEEP)
+        for start in range(0, len(items), self.part):
+            await self._store.stage_import(name, items[start : start + self.part], keep=KEEP)
             parts += 1
         match await self._store.commit_import(name, parts, reason=reason):
             case "committed":
@@ -117,13 +122,20 @@ class Importer:
                 raise StorageUnavailable("the store was too slow, nothing was imported; try again")
 
     async def _complete(self) -> Imported | None:
-        while (outcome := await self._store.continue_import()) is not None:
-            if isinstance(outcome, Imported):
-                return outcome
+        """The outcome, or None where another daemon did the last of it."""
+        self._carrying = True
+        try:
+            while (outcome := await self._store.continue_import()) is not None:
+                if isinstance(outcome, Imported):
+                    return outcome
+        finally:
+            self._carrying = False
         return None
 
     async def turn(self) -> None:
         """Carries on with what was committed and whose daemon has gone. For a supervised loop."""
+        if self._carrying:
+            return
         try:
             if await self._store.continue_import() is None:
                 return

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from daemons import Api, eventually, running
-from test_keys import registryd
+from test_keys import ROOT, registryd
 
 from registryd.cli.diagnosis import (
     Answered,
@@ -337,3 +337,21 @@ class TestCommand:
             assert code == 1
             assert "REGISTRYD_API_KEY" in out
             assert wrong not in out
+
+
+def test_the_lines_in_the_readme_are_such_lines() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.split("## Doctor")[1].split("```")[1].strip().splitlines()
+    reason = {
+        "code": "unhealthy",
+        "text": "unhealthy since 2026-01-31T12:00:00.123Z, the last probe said: HTTP 503",
+    }
+    summary = "chat is not offered: 0 of 1 instances can be chosen"
+    facts = Facts(
+        name="chat",
+        now=NOW,
+        registry=RegistryFacts("http://127.0.0.1:8082"),
+        explanation={"offered": False, "summary": summary, "reasons": []},
+        instances=[instance(explanation={"reasons": [reason]})],
+    )
+    assert [line(one) for one in diagnose(facts)] == shown

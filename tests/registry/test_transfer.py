@@ -272,7 +272,7 @@ async def test_no_reader_sees_part_of_an_import_that_takes_many_calls(
 ) -> None:
     await api.register("s1", "s1-1", weight=3)
     await api.register("gone", "gone-1")
-    api.daemon.importer._at_once = 20
+    api.daemon.importer.at_once = api.daemon.importer.part = 20
     names = [f"s{number}" for number in range(300)]
     seen: set[tuple[bool, int, bool]] = set()
 
@@ -359,7 +359,7 @@ async def test_who_registers_during_a_large_import_keeps_what_he_registered(api:
 
 async def made_of(api: Api, count: int) -> Sequence[Importing]:
     """What an import of so many services consists of, in parts of seven."""
-    api.daemon.importer._at_once = 7
+    api.daemon.importer.part = 7
     names = [f"s{number}" for number in range(count)]
     read = api.daemon.importer._read(json.dumps(file(*names)).encode())
     return plan(read, {}, Mode.MERGE).items
@@ -425,3 +425,55 @@ async def test_missing_parts_are_no_error(api: Api) -> None:
     for nothing in ({}, {"version": "1.0"}, {"services": {}}, {"version": "1.0", "services": {"a": {"instances": []}}}):  # fmt: skip
         assert (await imported(api, nothing))["counts"]["added"] == 0
     assert await api.listed("") == []
+
+
+async def test_no_secret_of_a_webhook_is_exported(api: Api) -> None:
+    await api.register("chat", "a")
+    hook = {"url": "https://example.com/h", "types": ["service:*"]}
+    answer = await api.post("/api/v1/webhooks", hook)
+    assert answer.status == 201, answer.body
+    text = (await api.get("/export")).body.decode()
+    assert "chat" in text
+    assert answer.json["secret"] not in text
+    assert answer.json["id"] not in text
+
+
+async def test_a_file_larger_than_other_bodies_is_read(api: Api) -> None:
+    big = file(*(f"s{n}" for n in range(60)), metadata={"note": "x" * 6_000})
+    assert len(json.dumps(big)) > 300_000
+    assert (await imported(api, big))["counts"]["added"] == 60
+
+
+async def test_an_export_needs_no_store(api: Api) -> None:
+    await api.register("chat", "a")
+    await api.daemon.supervisor.stop()
+    calls = api.daemon.metrics.registry.get_sample_value
+    name = "registryd_store_call_seconds_count"
+
+    def made() -> float:
+        return sum(calls(name, {"script": script}) or 0.0 for script in ("snapshot", "health"))
+
+    before = made()
+    assert list((await exported(api))["services"]) == ["chat"]
+    assert made() == before
+
+
+async def test_an_import_is_signed_and_in_the_history(api: Api) -> None:
+    await imported(api, file("chat"))
+    [entry] = (await api.get("/history?service=chat&types=service:registered")).json["history"]
+    assert (entry["reason"], entry["by"]) == ("imported", "anonymous@127.0.0.1")
+    [marker] = (await api.get("/history?types=registry:imported")).json["history"]
+    assert (marker["reason"], marker["by"]) == ("import (merge)", "anonymous@127.0.0.1")
+
+
+async def test_parts_are_signed_by_who_sent_the_file(api: Api) -> None:
+    api.daemon.importer.at_once = api.daemon.importer.part = 2
+    await imported(api, file("a", "b", "c"))
+    found = (await api.get("/history?types=service:registered,registry:imported")).json["history"]
+    assert {entry["by"] for entry in found} == {"anonymous@127.0.0.1"}
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("query", ["mode=odd", "dryRun=perhaps", "colour=red"])
+async def test_a_wrong_parameter_is_refused(api: Api, query: str) -> None:
+    assert (await api.post(f"/import?{query}", file())).status == 400
