@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +24,8 @@ from registryd.cli.diagnosis import (
     diagnose,
     utc,
 )
+from registryd.cli.keys import Output, OutputOption
+from registryd.cli.transfer import UrlOption
 from registryd.errors import (
     Forbidden,
     NotFound,
@@ -50,24 +51,14 @@ HISTORY: Final = 40
 _REGISTERED: Final = frozenset({"service:registered", "service:updated"})
 
 
-class Output(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
 def doctor(
     name: Annotated[str, typer.Argument(help="The service.")],
     capability: Annotated[
         str, typer.Option("--capability", help="What you ask for, such as chat@>=2.")
     ] = "",
     version: Annotated[str, typer.Option("--version", help="The version you ask for.")] = "",
-    output: Annotated[
-        Output, typer.Option("--output", "-o", help="How to write the answer.")
-    ] = Output.TABLE,
-    url: Annotated[
-        str | None,
-        typer.Option("--url", help="The registry; else REGISTRYD_URL, else this machine's."),
-    ] = None,
+    output: OutputOption = Output.TABLE,
+    url: UrlOption = None,
 ) -> None:
     """Find out why a service is not found or not reached, and what to do; the exit code is 1 for a fault."""
     found = diagnose(asyncio.run(examine(name, capability, version, url)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from registryd.cli.keys import UNREACHABLE, USAGE, Output, OutputOption
 from registryd.cli.options import leave
 from registryd.errors import NotReady, OutboundFailed, RegistrydError, StorageUnavailable
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-USAGE: Final = 2
-UNREACHABLE: Final = 4
 SHOWN: Final = 20
 """Names of a kind on a terminal; `-o json` has them all."""
 
@@ -64,9 +63,7 @@ def import_(
         bool, typer.Option("--replace", help="Also remove what is not in the file.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The answer of the registry, as JSON.")
-    ] = False,
+    output: OutputOption = Output.TABLE,
     url: UrlOption = None,
 ) -> None:
     """Make the registry what a file says, all or nothing."""
@@ -86,7 +83,10 @@ def import_(
         url,
         lambda client: client.import_file(text, replace=replace, dry_run=dry_run, confirm=confirm),
     )
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else summary(answer))
+    if output is Output.JSON:
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(summary(answer))
 
 
 def summary(answer: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ async def test_a_registry_is_saved_and_read_back(api: Api, tmp_path: Path) -> No
     await api.register("other", "b")
     code, out, _ = await registryd("import", path, "--dry-run", "--url", api.base)
     assert (code, out) == (0, "~ chat/a: weight\nwould be: 1 changed\n")
-    code, out, _ = await registryd("import", path, "--dry-run", "--json", "--url", api.base)
+    code, out, _ = await registryd("import", path, "--dry-run", "-o", "json", "--url", api.base)
     assert json.loads(out)["counts"]["changed"] == 1
     code, out, err = await registryd("import", path, "--replace", "--url", api.base)
     assert (code, out) == (1, "")
