@@ -45,6 +45,18 @@ LISTED: Final = 1_000
 Document = dict[str, Any]
 
 
+class RegistryFile(BaseModel):
+    """What is exported and imported: of each service its `instances`, as the API shows them. Older layouts
+    have lists, or other values."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: str | None = VERSION
+    timestamp: str | None = None
+    services: dict[str, Any] | list[Any] = {}
+    llm_models: dict[str, Any] = {}
+
+
 # --- writing
 
 
@@ -265,7 +277,8 @@ EntryOf = Callable[[Registration], Entry]
 
 def read(document: Any, entry_of: EntryOf, now: datetime) -> File:
     """A file, validated as a whole. Raises Invalid with what is wrong, where. `entry_of` raises Invalid."""
-    document, version = migrated(_object(document, ""))
+    parse(RegistryFile, document)
+    document, version = migrated(document)
     instances: dict[str, Filed] = {}
     wrong: list[FieldError] = []
     for name, where, one in _instances(document):
@@ -286,8 +299,7 @@ def read(document: Any, entry_of: EntryOf, now: datetime) -> File:
             f"nothing is imported: {wrong[0].pointer}: {wrong[0].detail}{others}",
             errors=wrong[:MAX_ERRORS],
         )
-    models = document.get("llm_models")
-    return File(version, instances, len(models) if isinstance(models, dict) else 0)
+    return File(version, instances, len(document.get("llm_models", ())))
 
 
 def _instances(document: Document) -> Iterator[tuple[str, str, Document]]:

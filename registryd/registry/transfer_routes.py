@@ -1,9 +1,7 @@
 """The HTTP face of export and import."""
 
 import asyncio
-from typing import Any, Final
-
-from pydantic import BaseModel, ConfigDict
+from typing import Final
 
 from registryd.errors import Malformed
 from registryd.kit.clock import Clock
@@ -11,9 +9,9 @@ from registryd.registry.importer import Importer
 from registryd.registry.reads import Reads, known_parameters
 from registryd.registry.routes import FRESH_PARAMS
 from registryd.registry.transfer import (
-    VERSION,
     ImportResult,
     Mode,
+    RegistryFile,
     closing,
     exported,
     kept,
@@ -30,17 +28,6 @@ MAX_IMPORT_BYTES: Final = 256 * 1024 * 1024
 IMPORT_SECONDS: Final = 120.0
 PIECE: Final = 50
 """Instances written before others get a turn: 2 ms or so."""
-
-
-class RegistryFile(BaseModel):
-    """What is exported and imported: of each service its instances, as the API shows them."""
-
-    model_config = ConfigDict(extra="allow")
-
-    version: str = VERSION
-    timestamp: str | None = None
-    services: dict[str, Any] = {}
-    llm_models: dict[str, Any] = {}
 
 
 class TransferRoutes:

@@ -190,6 +190,9 @@ async def test_a_file_without_maintenance_ends_one_only_where_all_is_replaced(
         ({"version": "2.0", "services": {}}, 422, "/version"),
         ({"version": "0.1", "services": {}}, 422, "/version"),
         ([], 422, ""),
+        ({"version": {}}, 422, "/version"),
+        ({"services": None}, 422, "/services"),
+        ({"llm_models": 1}, 422, "/llm_models"),
         ({"version": "1.0", "services": {"chat": {"instances": {}}}}, 422, "/services/chat/instances"),
         ({"version": "1.0", "services": {"a b": {"instances": []}}}, 422, "/services/a b"),
         ({"services": {"chat": {"capabilities": []}}}, 422, "/services/chat/endpoint"),
@@ -208,7 +211,7 @@ async def test_what_is_wrong_is_named_and_nothing_of_the_file_is_taken(
     answer = await api.post("/import", body)
     assert answer.status == status, answer.body
     assert pointer in answer.pointers
-    if pointer == "/version":
+    if pointer == "/version" and isinstance(body["version"], str):
         assert repr(body["version"]) in answer.problem["detail"]
     assert await api.listed("") == []
 
@@ -272,6 +275,7 @@ async def test_no_reader_sees_part_of_an_import_that_takes_many_calls(
 ) -> None:
     await api.register("s1", "s1-1", weight=3)
     await api.register("gone", "gone-1")
+    await eventually(lambda: len(other.daemon.view) == 2)
     api.daemon.importer.at_once = api.daemon.importer.part = 20
     names = [f"s{number}" for number in range(300)]
     seen: set[tuple[bool, int, bool]] = set()
