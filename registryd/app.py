@@ -52,6 +52,7 @@ from registryd.probing.checker import Checker, Limits
 from registryd.probing.table import probes
 from registryd.probing.types import Probe
 from registryd.registry.audit import Auditor
+from registryd.registry.importer import Importer
 from registryd.registry.node import Node
 from registryd.registry.preflight import check_rights, check_server, flagged, scripts_for
 from registryd.registry.quota import Quota
@@ -62,6 +63,7 @@ from registryd.registry.renew import RenewalQueue
 from registryd.registry.routes import ServiceRoutes
 from registryd.registry.store import Guard, RegistryStore, StoreLimits
 from registryd.registry.sync import ViewSync
+from registryd.registry.transfer_routes import TransferRoutes
 from registryd.registry.types import HealthCheck
 from registryd.registry.view import Instance, View
 from registryd.storage.connection import Connection, Trust
@@ -92,6 +94,8 @@ STORE_PATIENCE: Final = timedelta(seconds=10)
 """How long a store that does not answer at start may take."""
 FIRST_LOAD: Final = timedelta(seconds=60)
 AUDIT_EVERY: Final = timedelta(seconds=60)
+IMPORTS_EVERY: Final = timedelta(seconds=1)
+"""How soon an import goes on whose daemon has died."""
 FIGURES_EVERY: Final = timedelta(seconds=10)
 CHECK_PAUSE: Final = timedelta(milliseconds=20)
 """Between two looks for due checks: what becomes due meanwhile is claimed together."""
@@ -173,6 +177,7 @@ class Daemon:
         loops.start(
             "sweep", self.reaper.turn, pause=settings.registry.sweep_interval.total_seconds()
         )
+        loops.start("imports", self.importer.turn, pause=IMPORTS_EVERY.total_seconds())
         loops.start("store figures", self.store_figures.turn, pause=FIGURES_EVERY.total_seconds())
         loops.start("audit", self.auditor.turn, pause=AUDIT_EVERY.total_seconds())
         self._undo.append(self.checker.stop)
@@ -296,6 +301,15 @@ class Daemon:
         services = ServiceRoutes(
             view, reads, registrar, self.reaper, self._clock, random.SystemRandom()
         )
+        self.importer = Importer(
+            self.store,
+            view,
+            self.follower,
+            registrar,
+            self._clock,
+            quota=lambda: quota_of(self.settings),
+        )
+        transfer = TransferRoutes(view, reads, self.importer, self._clock)
         node = Node(
             view,
             self.follower,
@@ -323,6 +337,7 @@ class Daemon:
         access, access_table = self._wire_access(AuthStore(connection, keys))
         table = [
             *services.table(),
+            *transfer.table(),
             *self._wire_health(reads, registrar),
             *self._wire_streams(reads, stream, sync, keys),
             *self._wire_webhooks(reads, connection, scripts, keys),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from registryd import __version__
-from registryd.cli import keys
+from registryd.cli import doctor, keys, transfer
 from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
 from registryd.errors import StartupRefused
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(keys.app, name="keys")
+app.command("export")(transfer.export)
+app.command("import")(transfer.import_)
+app.command("doctor")(doctor.doctor)
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[

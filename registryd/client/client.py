@@ -33,6 +33,7 @@ from registryd.client.picker import Picker
 from registryd.client.registration import Registration
 from registryd.client.shelf import Shelf
 from registryd.client.stream import PASSING, Interrupted, Message, follow
+from registryd.client.transfer import export_to, import_file
 from registryd.client.transport import Query, Reply, Transport
 from registryd.client.types import (
     Event,
@@ -247,6 +248,21 @@ class RegistryClient:
         query = [("force", "true")] if force else []
         reply = await self.transport.call("POST", "/cleanup", query=query)
         return shaped(CleanupResult, reply).removed
+
+    async def export_to(
+        self, path: str | Path, *, progress: Callable[[int], None] = lambda _: None
+    ) -> int:
+        """Saves all that is registered to a file, whole or not at all; how many bytes."""
+        return await export_to(self.transport, Path(path), progress)
+
+    async def import_file(
+        self, file: bytes, *, replace: bool = False, dry_run: bool = False, confirm: str = ""
+    ) -> Mapping[str, Any]:
+        """Makes the registry what a file says, all or nothing, as `POST /import` tells it. `replace` also
+        removes what is not in the file, and then wants the `confirm` that `dry_run` gives."""
+        return await import_file(
+            self.transport, file, replace=replace, dry_run=dry_run, confirm=confirm
+        )
 
     # --- reading
 

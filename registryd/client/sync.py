@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from registryd.client.client import RegistryClient
@@ -123,6 +124,12 @@ class SyncRegistryClient:
 
     def cleanup(self, *, force: bool = False) -> int:
         return self._wait(self._client.cleanup(force=force))
+
+    def export_to(self, path: str | Path, **options: Any) -> int:
+        return self._wait(self._client.export_to(path, **options))
+
+    def import_file(self, file: bytes, **options: Any) -> Mapping[str, Any]:
+        return self._wait(self._client.import_file(file, **options))
 
     # --- reading
 

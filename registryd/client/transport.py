@@ -116,6 +116,7 @@ class Transport:
         *,
         query: Query = (),
         body: object = None,
+        raw: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  of each attempt; the caller bounds the whole
@@ -123,13 +124,13 @@ class Transport:
         prefix: str = PREFIX,
     ) -> Reply:
         """The first answer below 400. Raises what the registry's problem document says, UnexpectedAnswer
-        or Unreachable. `patience=0` tries every base URL once.
+        or Unreachable. `patience=0` tries every base URL once. `raw` is a body that is JSON already.
 
         What is not idempotent is sent again only when it cannot have arrived, or was refused with 429.
         """
         safe = method in IDEMPOTENT if idempotent is None else idempotent
         target = f"{prefix}{path}{'?' + urlencode(query) if query else ''}"
-        data = None if body is None else json.dumps(body, allow_nan=False).encode()
+        data = raw if body is None else json.dumps(body, allow_nan=False).encode()
         until = self._clock() + (self._patience if patience is None else patience)
         limit = self.timeout if timeout is None else timeout
         attempt = 0
@@ -221,6 +222,29 @@ class Transport:
             allow_redirects=False,  # elsewhere nobody needs to see the key
         ) as answer:
             yield answer
+
+    async def pieces(self, path: str, *, silence: float) -> AsyncGenerator[bytes, None]:
+        """The body of an answer that is too long to be held, as it comes. One attempt; raises as `call`
+        does, and Unreachable when it breaks off or is silent for `silence` seconds."""
+        import aiohttp
+
+        base = self.base
+        try:
+            async with self._open(
+                base, "GET", PREFIX + path, None, {}, self.timeout, silence
+            ) as answer:
+                if answer.status >= 400:
+                    wanted = retry_after(answer.headers.get("Retry-After"), self._now())
+                    raise problem(answer.status, await answer.read(), base, wanted)
+                async for piece in answer.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            self.failures += 1
+            self._turn += 1
+            raise Unreachable(
+                f"{path} of {base} broke off: {str(error) or type(error).__name__}. "
+                "Check that the registry runs there and can be reached from here."
+            ) from None
 
     async def lines(
         self, path: str, *, query: Query, headers: Mapping[str, str], silence: float

@@ -38,6 +38,7 @@ _TITLES: Final[dict[str, str]] = {
     "capability:changed": "An instance offers another version of a capability",
     "capability:removed": "An instance offers a capability no longer",
     "registry:preserving": "The expiry guard holds instances, or holds none any more",
+    "registry:imported": "An import is done, and shows as a whole from here on",
     "registry:error": "A fault of one node, told there alone",
 }
 
@@ -58,6 +59,8 @@ def example_data(kind: str) -> dict[str, Any]:
             return {**present, "capability": _CLAIM}
         case "registry:preserving":
             return {"reason": "40 of 50 leases ended together", "instances": ["chat:chat-1"]}
+        case "registry:imported":
+            return {"reason": "import (merge)", "instances": []}
         case "registry:error":
             return {"code": "storage_unavailable", "detail": "the store does not answer"}
         case _:

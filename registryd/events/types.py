@@ -144,6 +144,13 @@ class Preserving(Answer):
     instances: list[str]
 
 
+class ImportDone(Answer):
+    """The data of `registry:imported`; each instance has had an event of its own before."""
+
+    reason: str
+    instances: list[str]
+
+
 class NodeError(Answer):
     """The data of `registry:error`, which stays on the node where it happened."""
 
@@ -163,6 +170,7 @@ DATA: Final[Mapping[str, type[BaseModel]]] = types.MappingProxyType(
         "capability:changed": CapabilityChanged,
         "capability:removed": CapabilityChanged,
         "registry:preserving": Preserving,
+        "registry:imported": ImportDone,
         "registry:error": NodeError,
     }
 )

@@ -27,8 +27,8 @@ class Consumer(Protocol):
         """Reads everything anew. Changes after the revision it returns will be applied next; some of
         them may already be in what was read."""
 
-    def apply(self, change: Change) -> None:
-        """Takes one change in. Never awaits."""
+    def apply(self, change: Change) -> bool:
+        """Takes one change in, or says that everything has to be read anew for it. Never awaits."""
 
 
 class Follower:
@@ -111,7 +111,8 @@ class Follower:
                 )
                 self.trouble("feed_gap", "a gap in the change stream, loading anew")
                 break
-            self._consumer.apply(change)
+            if not self._consumer.apply(change):
+                break
             self.position = change.at
             self._nonce = change.nonce
         else:

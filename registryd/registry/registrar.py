@@ -132,7 +132,7 @@ class Registrar:
         `exclusive` an id that lives at another endpoint is not taken over: the newcomer gets its own.
         """
         registration = await self._unmasked(registration)
-        entry = self._entry(registration)
+        entry = self.entry_of(registration)
         admit(self._view, self._quota(), entry.id, prefixes)
         expected = await self.pinned(entry.id, expected)
         incarnation = registration.incarnation or ""
@@ -165,7 +165,8 @@ class Registrar:
         newcomer = registration.model_copy(update={"instance_id": instance_id})
         return await self.register(newcomer, prefixes=prefixes)
 
-    def _entry(self, registration: Registration) -> Entry:
+    def entry_of(self, registration: Registration) -> Entry:
+        """What a registration is in the store. Raises Invalid when it is too long."""
         instance_id = registration.instance_id or default_instance_id(registration.endpoint)
         if registration.instance_id is None:
             registration = registration.model_copy(update={"instance_id": instance_id})
@@ -224,7 +225,7 @@ class Registrar:
             registration = await self._unmasked(
                 parse_registration(merged, service=service, instance_id=instance_id)
             )
-            entry = self._entry(registration)
+            entry = self.entry_of(registration)
             if registration.ttl_seconds is None and "ttlSeconds" not in patch:
                 entry = replace(entry, ttl_ms=held.ttl_ms)
             stored = await self._store.amend(
@@ -258,7 +259,7 @@ class Registrar:
             raise Invalid(
                 "until is in the past", errors=[FieldError("/until", "must be in the future")]
             )
-        admin = _admin_json(AdminState.MAINTENANCE, wish.reason, actor, wish.until)
+        admin = admin_json(AdminState.MAINTENANCE, wish.reason, actor, wish.until)
         return await self._amend(
             service,
             instance_id,
@@ -294,7 +295,7 @@ class Registrar:
     ) -> Written:
         """Takes an instance out of every choice, and unregisters it after `seconds`."""
         until = now + timedelta(seconds=seconds)
-        admin = _admin_json(AdminState.DRAINING, None, actor, until)
+        admin = admin_json(AdminState.DRAINING, None, actor, until)
 
         def leave(held: Instance) -> dict[str, Any]:
             if incarnation not in {"", held.incarnation}:
@@ -488,7 +489,7 @@ class Registrar:
             raise _unconfirmed() from None
 
 
-def _admin_json(state: AdminState, reason: str | None, actor: str, until: datetime | None) -> bytes:
+def admin_json(state: AdminState, reason: str | None, actor: str, until: datetime | None) -> bytes:
     shown = {"state": state.value}
     if reason is not None:
         shown["reason"] = reason

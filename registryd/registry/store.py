@@ -28,7 +28,9 @@ SCHEMA: Final = "1"
 SWEEP_LIMIT: Final = 100
 """Expiries in one script call: 100 take the store about 7 ms, 1 000 would hold others up for 60."""
 
-SIGNED: Final = frozenset({"amend", "deregister", "sweep", "report_status"})
+SIGNED: Final = frozenset(
+    {"amend", "deregister", "import", "import_stage", "sweep", "report_status"}
+)
 """Scripts whose changes carry who asked for them. Of the others `register` is told so for each instance, and
 the rest run for many callers at once, or for none."""
 
@@ -208,6 +210,51 @@ class Renewals:
 class Removed:
     revision: Revision
     count: int
+
+
+class Importing(NamedTuple):
+    """One instance of an import, as import.lua reads it: to be written, or without an entry removed.
+
+    `guard` is the incarnation that was there when this was decided, "" for none. `admin` None leaves it
+    as it is, b"" takes it away.
+    """
+
+    id: str
+    guard: str
+    entry: Entry | None = None
+    incarnation: str = ""
+    claim: str = ""
+    admin: bytes | None = None
+    admin_end_ms: int | None = None
+    registered_at: str = ""
+
+    def arguments(self) -> tuple[Argument, ...]:
+        if self.entry is None:
+            return ("del", self.id, self.guard, *("",) * 11)
+        document, terms, ttl, check, endpoint = self.entry.arguments()
+        return (
+            "put",
+            self.id,
+            self.guard,
+            self.incarnation,
+            ttl,
+            document,
+            terms,
+            check,
+            self.claim,
+            endpoint,
+            _array(self.entry.claims),
+            "keep" if self.admin is None else self.admin,
+            "" if self.admin_end_ms is None else self.admin_end_ms,
+            self.registered_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    revision: Revision
+    written: int
+    removed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,6 +533,40 @@ class RegistryStore:
             return Removed(_revision(reply[1], reply[2]), int(reply[3]))
         return _refused(reply)
 
+    async def import_all(self, items: Sequence[Importing], *, reason: str) -> Imported:
+        """Carries out a whole import in one call."""
+        arguments = itertools.chain.from_iterable(item.arguments() for item in items)
+        done = _imported(await self._run("import", reason, *arguments))
+        assert isinstance(done, Imported)  # noqa: S101  nothing is left over of one call
+        return done
+
+    async def stage_import(self, name: str, items: Sequence[Importing], *, keep: timedelta) -> None:
+        """Lays down a part of an import, which goes after `keep` unless it is committed."""
+        texts = itertools.chain.from_iterable(item.arguments() for item in items)
+        part = b"\0".join(t if isinstance(t, bytes) else str(t).encode() for t in texts)
+        await self._run("import_stage", name, int(keep.total_seconds() * 1000), "part", part)
+
+    async def commit_import(
+        self, name: str, parts: int, *, reason: str
+    ) -> Literal["committed", "busy", "lost"]:
+        """From here on the import is carried out to its end. `busy`: another one is not at its end;
+        `lost`: it took too long to lay down."""
+        reply = await self._run("import_stage", name, 0, "commit", parts, reason)
+        match reply[0]:
+            case b"committed":
+                return "committed"
+            case b"busy":
+                return "busy"
+            case b"lost":
+                return "lost"
+            case word:
+                raise ValueError(f"import_stage.lua answered {word!r}")
+
+    async def continue_import(self) -> Imported | int | None:
+        """Carries out the next part of what is committed: how many are left, the outcome when that was
+        the last one, or None when there was nothing to do."""
+        return _imported(await self._run("import", ""))
+
     async def sweep(self, guard: Guard | None, *, force: bool = False) -> Swept:
         reply = await self._run(
             "sweep",
@@ -623,6 +704,18 @@ def signed(nonce: str) -> str:
 
 def _revision(epoch: bytes, rev: bytes | int) -> Revision:
     return Revision(int(epoch), int(rev)) if int(epoch) else NOWHERE
+
+
+def _imported(reply: list[bytes]) -> Imported | int | None:
+    match reply[0]:
+        case b"done":
+            return Imported(_revision(reply[1], reply[2]), int(reply[3]), int(reply[4]))
+        case b"more":
+            return int(reply[1])
+        case b"none":
+            return None
+        case word:
+            raise ValueError(f"import.lua answered {word!r}")
 
 
 def _stored(reply: list[bytes]) -> Stored | Refused:

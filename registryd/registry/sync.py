@@ -31,10 +31,19 @@ class ViewSync:
         self._chunk = chunk
         self._counts: dict[bytes, Callable[[], None]] = {}
         self.listeners: list[Listener] = []
+        self._together: list[Change] = []
+        """Changes of an import that was one call: the rest of them follows at once."""
+        self._withheld: set[str] = set()
+        """Instances that an import in parts has written or removed so far."""
 
     async def load(self) -> Revision:
         """A fuzzy snapshot: chunks are read while writes go on, and the stream is followed from the
         revision of the first. A row that a chunk gave twice counts in its newer version."""
+        # A snapshot would show half of an import that is under way.
+        while await self._store.continue_import():
+            pass
+        self._together.clear()
+        self._withheld.clear()
         contents = Contents()
         start: Revision | None = None
         cursor = 0
@@ -60,7 +69,28 @@ class ViewSync:
             listener.reloaded()
         return start
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> bool:
+        """Takes a change in, those of an import all at once; False when that takes a load."""
+        fields = change.fields
+        part, identity = fields.get(b"import"), fields[b"id"].decode()
+        if part == b"whole":
+            self._together.append(change)
+            return True
+        for one in self._together:
+            self._apply(one)
+        self._together.clear()
+        if part == b"part":
+            self._withheld.add(identity)
+        elif self._withheld and fields[b"type"] == b"registry:imported":
+            return False
+        if part == b"part" or (identity in self._withheld and not fields.get(b"by")):
+            # What nobody asked for, such as a probe's finding, would show an instance too early.
+            self._view.pass_over(change.at)
+        else:
+            self._apply(change)
+        return True
+
+    def _apply(self, change: Change) -> None:
         moves = self._view.apply(change)
         kind = change.fields[b"type"]
         count = self._counts.get(kind)

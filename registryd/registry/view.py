@@ -399,6 +399,10 @@ class View:
         """From here on every change was seen by itself; what a snapshot held came without."""
         return Revision(self.revision.epoch, self._settled)
 
+    def pass_over(self, at: Revision) -> None:
+        """Goes on without a change: it will come with the next `replace`."""
+        self.revision = at
+
     def apply(self, change: Change) -> list[Move]:
         """Takes a change in, and tells what it did: nothing where a snapshot already held it."""
         fields = change.fields

@@ -129,6 +129,8 @@ class Pipeline:
                 limits = self._limits
                 if route.body_bytes is not None:
                     limits = replace(limits, size=route.body_bytes)
+                if route.body_seconds is not None:
+                    limits = replace(limits, seconds=route.body_seconds)
                 request = Request(
                     raw, params, request_id, limits, peer=peer, throttle=self._throttle
                 )

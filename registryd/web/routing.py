@@ -79,6 +79,8 @@ class Route:
     body_media: tuple[str, ...] = ("application/json",)
     body_bytes: int | None = None
     """The largest body, where it is not the one that holds for all."""
+    body_seconds: float | None = None
+    """How long it may take to arrive, likewise."""
     answers: Mapping[int, Answer] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     operation_id: str

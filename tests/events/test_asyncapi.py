@@ -89,6 +89,7 @@ async def test_every_event_that_is_told_is_as_described(api: Api) -> None:
         await api.register("s", "b")
         await api.register("s", "b", capabilities=["y"])
         await api.delete("/services/s/instances/b")
+        await api.post("/import", {"services": [{"name": "i", "endpoint": "http://10.0.0.1:80"}]})
         await api.daemon.store.sweep(None)
         api.daemon.follower.trouble("feed_gap", "a gap")
         while told < set(DATA) - {"service:restored", "registry:preserving"}:

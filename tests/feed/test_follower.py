@@ -24,6 +24,7 @@ class Copy:
         self.applied: list[Revision] = []
         self.while_loading: Callable[[], None] = lambda: None
         self.away = False
+        self.refuses: Revision | None = None
 
     async def load(self) -> Revision:
         if self.away:
@@ -34,9 +35,12 @@ class Copy:
         self.view.replace(contents, at, at)
         return at
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> bool:
+        if self.refuses == change.at:
+            return False
         self.applied.append(change.at)
         self.view.apply(change)
+        return True
 
 
 class Rig:
@@ -106,6 +110,20 @@ async def test_a_trimmed_stream_leads_to_a_new_load(rig: Rig) -> None:
     assert (rig.copy.applied, rig.gaps) == ([], 1)
     await rig.follower.turn()
     assert (rig.copy.loads, rig.same(), rig.follower.position) == (2, True, rig.history.at)
+
+
+async def test_a_change_that_takes_a_load_is_reached_only_with_it(rig: Rig) -> None:
+    await rig.follower.turn()
+    rig.history.register("chat")
+    rig.history.register("draw")
+    rig.copy.refuses = rig.history.at
+    waiting = asyncio.ensure_future(rig.follower.reached(rig.history.at))
+    await rig.follower.turn()
+    await asyncio.sleep(0)
+    assert (rig.follower.position.rev, waiting.done(), rig.gaps) == (1, False, 0)
+    await rig.follower.turn()
+    await waiting
+    assert (rig.copy.loads, rig.same()) == (2, True)
 
 
 async def test_who_waits_for_a_change_before_a_gap_is_woken_at_once(rig: Rig) -> None:

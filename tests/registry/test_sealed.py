@@ -77,6 +77,7 @@ def test_the_server_is_that_of_the_checks_own_url_where_it_has_one() -> None:
         "https",
         "checks.example",
         None,
+        True,
     )
 
 

@@ -17,6 +17,9 @@ class Pages(RegistryStore):
         self.pages = pages
         self.deployment = None
 
+    async def continue_import(self) -> None:
+        """There is none."""
+
     async def snapshot(self, cursor: int, count: int) -> SnapshotPage:
         return self.pages[cursor]
 

@@ -23,6 +23,8 @@ local function operate(text)
 end
 operate(ARGV[6])
 local OP_MEMORY_MS = 120000
+-- Further fields of the stream's entries: how views are to take them (import.lua).
+local MARK = {}
 local call, pcall_ = redis.call, redis.pcall
 
 local function int(x) return string.format('%.0f', x) end
@@ -298,7 +300,7 @@ local function emit(change)
     'type', change.kind, 'id', id, 'row', encoded, 'doc', change.doc or '', 'admin', change.admin or '',
     'suspect', change.suspect and '1' or '', 'reason', change.reason or '', 'old', change.old or '',
     'ids', change.ids or '', 'caps', #capabilities > 0 and cjson.encode(capabilities) or '',
-    'ts', int(now), 'by', BY, 'w', NONCE)
+    'ts', int(now), 'by', BY, 'w', NONCE, unpack(MARK))
   call('HSET', META, 'rev', int(rev))
   rev_now = rev
   local channel = CHANNEL .. change.kind
