@@ -27,7 +27,11 @@ class Used:
 
     def seconds(self, text: str, limit: float) -> float:
         """How long it takes for a text; `limit`, of the processor's time, where it takes longer."""
-        shown = text.encode("utf-8", "surrogateescape") if isinstance(self.pattern.pattern, bytes) else text
+        shown = (
+            text.encode("utf-8", "surrogateescape")
+            if isinstance(self.pattern.pattern, bytes)
+            else text
+        )
         look = self.pattern.search if self.anywhere else self.pattern.fullmatch
         began = time.perf_counter()
         signal.setitimer(signal.ITIMER_VIRTUAL, limit)
@@ -61,7 +65,9 @@ def patterns() -> list[Used]:
             for one in _held(value):
                 calls = set(re.findall(rf"\b{name}\.({'|'.join(METHODS)})\b", source))
                 # One that is passed on, or kept in a tuple, may be used in any way.
-                anywhere = bool(calls & ANYWHERE) or (not calls and not isinstance(value, re.Pattern))
+                anywhere = bool(calls & ANYWHERE) or (
+                    not calls and not isinstance(value, re.Pattern)
+                )
                 known = found.get((one.pattern, one.flags))
                 if known is None or (anywhere and not known.anywhere):
                     found[one.pattern, one.flags] = Used(f"{info.name}.{name}", one, anywhere)

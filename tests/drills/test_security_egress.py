@@ -19,7 +19,7 @@ Begin = Callable[[str, str], Tally]
 NAMES = Path(__file__).parent / "names"
 SPELLINGS = (
     "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.255.255.254",
-    "localhost", "LOCALHOST.", "0.0.0.0", "0", "[::1]", "[::]", "[::ffff:127.0.0.1]",
+    "localhost", "LOCALHOST.", "0.0.0.0", "0", "[::1]", "[::]", "[::ffff:127.0.0.1]",  # noqa: S104  dialled
 )  # fmt: skip
 """Fourteen ways to say this machine."""
 TRANSLATED = (
