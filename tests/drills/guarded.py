@@ -6,7 +6,7 @@ Nothing here refuses or repairs what it sends: bytes go out as they are given.
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,36 +36,6 @@ class Said:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
-
-
-async def told(
-    host: str,
-    port: int,
-    data: bytes,
-    *,
-    tls: ssl.SSLContext | None = None,
-    source: str | None = None,
-) -> Said:
-    """Sends bytes on a connection of their own, and reads until the daemon closes it."""
-    said = bytearray()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=tls, local_addr=(source, 0) if source else None
-            )
-            try:
-                writer.write(data)
-                await writer.drain()
-                while part := await reader.read(65536):
-                    said += part
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        pass  # what was said until then counts
-    head, _, body = bytes(said).partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
-    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else NO_ANSWER
-    return Said(status, head.decode("latin-1"), body, said.count(b"HTTP/1.1 "))
 
 
 def request(
@@ -124,8 +94,25 @@ class Guarded:
         assert await command.exit_code() == 0, command.lines
         return str(json.loads(command.lines[-1])["key"])
 
-    async def tell(self, data: bytes, source: str | None = None) -> Said:
-        return await told(self.host, self.port, data, tls=self.tls, source=source)
+    async def tell(self, data: bytes) -> Said:
+        """Sends bytes on a connection of their own, and reads until the daemon closes it."""
+        said = bytearray()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
+                try:
+                    writer.write(data)
+                    await writer.drain()
+                    while part := await reader.read(65536):
+                        said += part
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            pass  # what was said until then counts
+        head, _, body = bytes(said).partition(b"\r\n\r\n")
+        words = head.split(b" ", 2)
+        status = int(words[1]) if len(words) > 1 and words[1].isdigit() else NO_ANSWER
+        return Said(status, head.decode("latin-1"), body, said.count(b"HTTP/1.1 "))
 
     async def ask(
         self, method: str, target: str, body: object = None, *headers: str, key: str = "admin"
@@ -134,9 +121,6 @@ class Guarded:
         lines = [f"Authorization: Bearer {self.keys[key]}"] if key else []
         text = b"" if body is None else json.dumps(body).encode()
         return await self.tell(request(method, target, *lines, *headers, body=text))
-
-    async def until(self, true: Callable[[], object], seconds: float = PATIENCE) -> None:
-        await until(true, seconds=seconds)
 
     def alive(self) -> bool:
         return self.daemon.process.returncode is None

@@ -62,11 +62,11 @@ def slow_kinds(key: str) -> dict[str, tuple[bytes, bytes]]:
 
 
 async def held(guarded: Guarded, sent: bytes, more: bytes, source: str) -> float:
-    """Seconds until the daemon closed a connection, as its client sees it."""
-    began = time.monotonic()
+    """Seconds until the daemon closed a connection, as its client sees it, from when it is open."""
     reader, writer = await asyncio.open_connection(
         guarded.host, guarded.port, local_addr=(source, 0), ssl=guarded.tls
     )
+    began = time.monotonic()
     ended = asyncio.create_task(reader.read())
     try:
         writer.write(sent)

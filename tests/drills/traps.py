@@ -17,8 +17,6 @@ class Trap:
     port: int
     reached: int = 0
     heads: list[bytes] = field(default_factory=list)
-    sent: int = 0
-    """Bytes of answers that somebody took."""
 
 
 async def fine(_head: bytes, writer: asyncio.StreamWriter) -> None:
