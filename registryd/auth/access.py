@@ -97,14 +97,30 @@ class RequiredAccess:
 
     def known(self, headers: Headers, peer: Peer) -> Caller | None:
         try:
-            held = self._held.get(_presented(headers, peer))
+            presented = _presented(headers, peer)
         except Rejected:
             return None
+        held = self._held.get(presented)
         if held is None or held.until <= self._clock.monotonic():
-            return None
+            return self._holder(presented, headers, peer)
         if held.key_id is not None:
             self._keyring.used.add(held.key_id)
         return held.caller
+
+    def _holder(self, presented: tuple[Any, ...], headers: Headers, peer: Peer) -> Caller | None:
+        """Whose the API key is that came alone, if it is among those in memory: that is told at once, so
+        that whoever guesses keys at the same address cannot shut its holder out."""
+        authorization, text = _headers(headers)
+        if peer.certificate is not None or (authorization is None) == (text is None):
+            return None
+        try:
+            text = _bearer(authorization) if authorization is not None else text
+            key = apikey.judge(self._keyring.known.find(text or ""), self._clock.now())
+        except Rejected:
+            return None
+        self._remember(presented, Verified(key.caller, key.expires_at, key.id))
+        self._keyring.used.add(key.id)
+        return key.caller
 
     async def identify(self, headers: Headers, peer: Peer) -> Caller:
         forgotten = self._forgotten

@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from registryd.errors import Malformed
 from registryd.events.cloudevent import Event, cloud_event, events_of
 from registryd.events.recent import Recent
 from registryd.events.types import WHOLE, Position, ping, snapshot, sse
+from registryd.events.webhook_types import matches
 from registryd.feed.broadcast import Broadcast, Topic
 from registryd.feed.revision import Revision
 from registryd.feed.stream import Change, ChangeStream
@@ -39,17 +39,14 @@ class Wanted:
     services: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ()
 
-    @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """Matches the types, in full."""
-        globs = self.types or ("*",)
-        return re.compile("|".join(re.escape(glob).replace(r"\*", ".*") for glob in globs))
+    def takes_type(self, kind: str) -> bool:
+        return not self.types or any(matches(glob, kind) for glob in self.types)
 
     def takes(self, event: Event, services: frozenset[str]) -> bool:
         """Whether an event is wanted that is of `services`."""
         if self.services and not self.services & services:
             return False
-        return self.pattern.fullmatch(event.type) is not None
+        return self.takes_type(event.type)
 
 
 def parse_types(text: str) -> tuple[str, ...]:
@@ -215,7 +212,7 @@ class EventStreams:
         # It is not in the stream: who resumes does so after what was there before it.
         framed = frame(sse(kind, str(self.position), body))
         for wanted, topic in self._topics.items():
-            if wanted.pattern.fullmatch(event.type):
+            if wanted.takes_type(event.type):
                 topic.tell(framed)
 
     def _render(self, change: Change) -> Rendered:

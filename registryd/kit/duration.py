@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Final
 
 _WHOLE = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:ms|s|m|h|d))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PART = re.compile(r"(\d{1,12}+(?:\.\d{1,9}+)?)(ms|s|m|h|d)")
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
 UNITS: Final = (
     ("d", timedelta(days=1)),

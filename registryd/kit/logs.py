@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, TextIO
 
@@ -29,13 +29,16 @@ _SECRET_KEY = re.compile(
 )
 
 # Ordered: the whole user information of a store's URL goes first, also when the password holds a
-# bare "/" or "@", which people write although RFC 3986 wants them escaped.
-_SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
+# bare "/" or "@", which people write although RFC 3986 wants them escaped. Each takes time that is
+# linear in the text, which may be a client's: a scheme is short, and a run of one word is read once.
+_SECRET_TEXT: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (
-        re.compile(r"\b((?:rediss?|valkeys?|unix)(?:\+[a-z]+)?://)[^\s\"'<>]*@", re.IGNORECASE),
-        rf"\1{MASK}@",
+        re.compile(
+            r"\b((?:rediss?|valkeys?|unix)(?:\+[a-z]{1,16})?://)([^\s\"'<>]*)", re.IGNORECASE
+        ),
+        lambda url: url[1] + (f"{MASK}@{url[2].rpartition('@')[2]}" if "@" in url[2] else url[2]),
     ),
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>@]+@", re.IGNORECASE), rf"\1{MASK}@"),
+    (re.compile(r"\b([a-z][a-z0-9+.-]{0,31}://)[^\s/?#\"'<>@]+@", re.IGNORECASE), rf"\1{MASK}@"),
     (
         re.compile(r"\b(authorization\W{1,4}\w+|bearer)\s+[\w.~+/=-]{6,}", re.IGNORECASE),
         rf"\1 {MASK}",

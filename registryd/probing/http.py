@@ -21,7 +21,9 @@ from registryd.probing.verdict import judge
 MAX_BODY: Final = 64 * 1024
 MAX_DEPTH: Final = 64
 
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Gives nothing back and takes a string without an end too, or one of many quotes would be tried from
+# each of them.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 

@@ -20,7 +20,7 @@ from registryd.web.routing import REGISTRY_PREFIX, Answer, Mount, Route
 _REF: Final = "#/components/schemas/{model}"
 _ROOT: Final = {"url": "/", "description": "Short form"}
 _LONG: Final = {"url": REGISTRY_PREFIX, "description": "Long form"}
-_PARAMETER: Final = re.compile(r"\{([^}]+)\}")
+_PARAMETER: Final = re.compile(r"\{([^{}]+)\}")
 
 _ACCESS: Final = """\
 `x-registryd-permission` is the least role that an operation needs: `open` for none, then `reader`, `writer`, \

@@ -37,8 +37,9 @@ _LONGEST_EXCHANGE: Final = 60.0
 """Seconds within which every answer of the fast lane is given."""
 _UNACKED_MS: Final = 30_000
 """After this time without an acknowledgement the kernel gives a connection up (Linux)."""
-_TLS_GOODBYE: Final = 5.0
-"""Seconds for the last bytes of a TLS connection to go out."""
+_TLS_GOODBYE: Final = 1.0
+"""Seconds for the last bytes of a TLS connection to go out, and for the client's goodbye, which it may never
+say: with the longest deadline before it, nobody holds a connection for more than ten."""
 _GONE_ALREADY: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
 _PAUSE: Final = 1.0
 """Seconds without accepting, when there are no files or memory left for it."""

@@ -84,7 +84,6 @@ def bearer(text: str) -> dict[str, str]:
 async def test_a_key_is_taken_from_either_header_and_then_known(wired: Wired) -> None:
     text, key = await wired.key()
     for headers in (bearer(text), {"x-api-key": text}, {"authorization": f"bearer  {text}"}):
-        assert wired.access.known(headers, HERE) is None
         caller = await wired.access.identify(headers, HERE)
         assert (caller.name, caller.role) == (f"key:{key.id}", Permission.WRITER)
         assert wired.access.known(headers, HERE) is caller
@@ -136,7 +135,7 @@ async def test_a_credential_is_known_no_longer_than_it_holds_and_never_for_long(
     wired: Wired,
 ) -> None:
     short, _ = await wired.key(expires_at=wired.clock.now() + timedelta(seconds=10))
-    lasting, _ = await wired.key()
+    lasting = token(claims(wired.clock.now(), exp=wired.clock.now().timestamp() + 3600))
     for text in (short, lasting):
         await wired.access.identify(bearer(text), HERE)
     wired.clock.move(timedelta(seconds=10))
@@ -145,6 +144,24 @@ async def test_a_credential_is_known_no_longer_than_it_holds_and_never_for_long(
     assert wired.access.known(bearer(lasting), HERE) is not None
     wired.clock.move(REMEMBERED_FOR)
     assert wired.access.known(bearer(lasting), HERE) is None
+
+
+async def test_a_key_in_memory_is_known_at_once_if_it_holds_and_comes_alone(wired: Wired) -> None:
+    text, key = await wired.key(expires_at=wired.clock.now() + 2 * REMEMBERED_FOR)
+    other, revoked = await wired.key()
+    await wired.store.revoke(revoked.id, wired.clock.now())
+    await wired.keyring.turn()
+    for headers in (bearer(text), {"x-api-key": text}):
+        caller = wired.access.known(headers, HERE)
+        assert caller is not None
+        assert caller.name == f"key:{key.id}"
+        wired.clock.move(REMEMBERED_FOR / 2)
+    assert wired.keyring.used == {key.id}
+    for headers in ({}, bearer(other), bearer("x"), bearer(text) | {"x-api-key": other}):
+        assert wired.access.known(headers, HERE) is None
+    assert wired.access.known(bearer(text), Peer("10.0.0.7", CERTIFICATE)) is None
+    wired.clock.move(REMEMBERED_FOR)
+    assert wired.access.known(bearer(text), HERE) is None
 
 
 async def test_a_key_made_a_moment_ago_is_found_without_waiting(wired: Wired) -> None:

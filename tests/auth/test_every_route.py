@@ -324,3 +324,24 @@ async def test_what_was_noted_last_is_written_when_the_daemon_stops(
         await api("GET", "/services")
     assert [one["outcome"] for one in await auth_store.recorded(10)] == ["unauthenticated"]
     assert (await auth_store.last_used()).keys() == {text.split("_")[1]}
+
+
+async def test_who_guesses_keys_at_an_address_shuts_no_holder_of_a_key_out(
+    connection: Connection, auth_store: AuthStore, store_url: str, tmp_path: Path
+) -> None:
+    limits = {"perAddress": {"deniedPerMinute": 1}}
+    async with running(
+        store_url, PREFIX, tmp_path, auth={"mode": "required"}, limits=limits
+    ) as api:
+        headers = bearer(await new_key(auth_store))
+        body = {"name": "chat", "endpoint": "http://10.0.0.1:1", "instanceId": "a"}
+        assert (await api("POST", "/services", body, headers=headers)).status == 201
+        guesses = [(await api("GET", "/services")).status for _ in range(3)]
+        assert guesses[-1] == 429
+        # Another key is made: every caller is verified anew.
+        late = bearer(await new_key(auth_store))
+        await api.daemon.keyring.turn()
+        for known in (headers, late):
+            beat = await api("PUT", "/services/chat/instances/a/heartbeat", headers=known)
+            assert beat.status == 200
+        assert (await api("GET", "/services")).status == 429

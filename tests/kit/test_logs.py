@@ -248,3 +248,12 @@ def test_numbers_and_flags_are_logged_as_such(stream: io.StringIO) -> None:
         None,
         False,
     )
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "a://", "redis://", "a@", "bearer ", "token=", '"secret" : ', "authorization: "]
+)
+def test_a_long_text_is_masked_in_linear_time(piece: str) -> None:
+    # The time limit of a test is what fails: a quadratic pattern takes minutes.
+    text = piece * (200_000 // len(piece))
+    assert logs.mask_secrets(f"{text} https://u:{PLANTED}@host").endswith(" https://****@host")

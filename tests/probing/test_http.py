@@ -179,6 +179,7 @@ async def test_a_body_that_is_no_json_object_says_nothing(body):
         (b'["' + b"]" * 100 + b'"' + b",[" * 70 + b"]" * 71, None),
         (b'["' + b"[" * 100 + b'"]', ["[" * 100]),
         (b'["\\"' + b"[" * 100 + b'"]', ['"' + "[" * 100]),
+        (b"[" * 70 + b'"' + b'\\"' * 32_000, None),  # at once: a string without an end
         (json.dumps([{"a": [n]} for n in range(100)]).encode(), [{"a": [n]} for n in range(100)]),
     ],
 )

@@ -108,6 +108,9 @@ async def test_a_handshake_that_does_not_end_is_closed_within_ten_seconds(
             stack.callback(writer.close)
             writer.write(b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"")
             held.append((time.monotonic(), asyncio.create_task(closed(reader))))
+        for sent in (b"", BODY):
+            reader = await deaf(stack, host, int(port), authority.client(), sent)
+            held.append((time.monotonic(), asyncio.create_task(closed(reader))))
         assert await says_hello(host, int(port), authority.client())
         # A renewed certificate is served without a restart.
         first = await serial(host, int(port), authority.client())
@@ -148,6 +151,26 @@ async def test_a_process_without_files_left_serves_those_it_has_and_recovers(
     writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200 ")
     writer.close()
+
+
+async def deaf(
+    stack: AsyncExitStack, host: str, port: int, tls: ssl.SSLContext, sent: bytes
+) -> asyncio.StreamReader:
+    """A client that shakes hands, sends something, and takes no notice of what TLS says from then on."""
+    reader, writer = await asyncio.open_connection(host, port)
+    stack.callback(writer.close)
+    received, sending = ssl.MemoryBIO(), ssl.MemoryBIO()
+    line = tls.wrap_bio(received, sending, server_hostname="localhost")
+    while True:
+        try:
+            line.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(sending.read())
+            received.write(await reader.read(65536))
+    line.write(sent)
+    writer.write(sending.read())
+    return reader
 
 
 async def says_hello(host: str, port: int, tls: ssl.SSLContext) -> bool:
