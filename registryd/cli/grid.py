@@ -65,7 +65,7 @@ class Grid:
         return [self._line(row, widths, colour) for row in (heading, *self.rows)]
 
     def _line(self, row: Sequence[Cell], widths: Sequence[int], colour: bool) -> Text:
-        line = Text(no_wrap=True, end="")
+        line = Text(no_wrap=True)
         for column, cell, width in zip(self.columns, row, widths, strict=True):
             if width == 0:
                 continue

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from registryd import __version__
-from registryd.cli import keys, looking, services, upkeep, webhooks
+from registryd.cli import keys, looking, services, top, upkeep, webhooks
 from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
 from registryd.errors import StartupRefused
 
@@ -34,6 +34,7 @@ app.command("health")(looking.health)
 app.command("explain")(looking.explain)
 app.command("history")(looking.history)
 app.command("events")(looking.events)
+app.command("top")(top.top)
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[
