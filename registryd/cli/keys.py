@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
+from registryd.cli.options import (
+    NOT_FOUND,
+    UNREACHABLE,
+    USAGE,
+    ConfigOption,
+    DataDirOption,
+    RedisUrlOption,
+    leave,
+)
 from registryd.errors import NotFound, StartupRefused, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -17,10 +25,6 @@ if TYPE_CHECKING:
     from registryd.auth.store import AuthStore
 
 T = TypeVar("T")
-
-USAGE: Final = 2
-NOT_FOUND: Final = 3
-UNREACHABLE: Final = 4
 
 LONGEST_LIFE: Final = timedelta(days=36_500)
 

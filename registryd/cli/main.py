@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from registryd import __version__
-from registryd.cli import doctor, keys, transfer
+from registryd.cli import doctor, keys, looking, services, top, transfer, upkeep, webhooks
 from registryd.cli.options import ConfigOption, DataDirOption, RedisUrlOption, leave
 from registryd.errors import StartupRefused
 
@@ -21,10 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(services.app, name="services")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.command("export")(transfer.export)
 app.command("import")(transfer.import_)
 app.command("doctor")(doctor.doctor)
+app.command("heartbeat")(upkeep.heartbeat)
+app.command("maintenance")(upkeep.maintenance)
+app.command("drain")(upkeep.drain)
+app.command("monitoring")(upkeep.monitoring)
+app.command("stats")(looking.stats)
+app.command("capabilities")(looking.capabilities)
+app.command("health")(looking.health)
+app.command("explain")(looking.explain)
+app.command("history")(looking.history)
+app.command("events")(looking.events)
+app.command("top")(top.top)
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[

@@ -1,36 +1,19 @@
 """The commands for API keys, as processes: with a daemon beside them, and without one."""
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import registryd
 from daemons import Api, running
 
 from registryd.cli.on_store import Listed, table
 from registryd.kit.clock import SystemClock
 
-ROOT = Path(__file__).parent.parent.parent
-
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
-
-
-async def registryd(*arguments: object, **more: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRYD_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "registryd", *map(str, arguments),
-        env={**kept, "PYTHONPATH": str(ROOT), **more},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 @asynccontextmanager
