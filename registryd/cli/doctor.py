@@ -1,7 +1,6 @@
 """`registryd doctor NAME`: asks the registry and the instances themselves, and prints what is found."""
 
 import asyncio
-import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,9 @@ from registryd.cli.diagnosis import (
     diagnose,
     utc,
 )
-from registryd.cli.keys import Output, OutputOption
-from registryd.cli.transfer import UrlOption
+from registryd.cli.printing import DOCUMENTS
+from registryd.cli.services import NameArgument
+from registryd.cli.session import Session, asking
 from registryd.errors import (
     Forbidden,
     NotFound,
@@ -51,19 +51,20 @@ HISTORY: Final = 40
 _REGISTERED: Final = frozenset({"service:registered", "service:updated"})
 
 
-def doctor(
-    name: Annotated[str, typer.Argument(help="The service.")],
+@asking
+async def doctor(
+    session: Session,
+    name: NameArgument,
+    *,
     capability: Annotated[
         str, typer.Option("--capability", help="What you ask for, such as chat@>=2.")
     ] = "",
     version: Annotated[str, typer.Option("--version", help="The version you ask for.")] = "",
-    output: OutputOption = Output.TABLE,
-    url: UrlOption = None,
 ) -> None:
     """Find out why a service is not found or not reached, and what to do; the exit code is 1 for a fault."""
-    found = diagnose(asyncio.run(examine(name, capability, version, url)))
-    if output is Output.JSON:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+    found = diagnose(await examine(session.client, name, capability, version))
+    if session.printer.output in DOCUMENTS:
+        session.printer.document([asdict(one) for one in found])
     else:
         typer.echo("\n".join(map(line, found)))
     if any(one.mark == "fault" for one in found):
@@ -78,24 +79,21 @@ def line(finding: Finding) -> str:
 # --- the facts
 
 
-async def examine(name: str, capability: str, version: str, url: str | None) -> Facts:
-    """Asks the registry at `url`, and the endpoints of the service's instances, from here."""
-    from registryd.client import RegistryClient
-
-    async with RegistryClient(url or (), patience=0.0) as client:
-        registry = await _registry(client)
-        now = datetime.now(UTC)
-        if registry.problem:
-            return Facts(name=name, now=now, registry=registry)
-        try:
-            explanation = await client.explain(name)
-            instances = await _instances(client, name)
-            by = await _registered_by(client, name)
-            matching = await _matching(client, name, capability, version)
-        except RegistrydError as error:
-            problem = "forbidden" if isinstance(error, Forbidden) else "failed"
-            registry = RegistryFacts(client.transport.base, problem, error.detail)
-            return Facts(name=name, now=now, registry=registry)
+async def examine(client: "RegistryClient", name: str, capability: str, version: str) -> Facts:
+    """Asks the registry, and the endpoints of the service's instances, from here."""
+    registry = await _registry(client)
+    now = datetime.now(UTC)
+    if registry.problem:
+        return Facts(name=name, now=now, registry=registry)
+    try:
+        explanation = await client.explain(name)
+        instances = await _instances(client, name)
+        by = await _registered_by(client, name)
+        matching = await _matching(client, name, capability, version)
+    except RegistrydError as error:
+        problem = "forbidden" if isinstance(error, Forbidden) else "failed"
+        registry = RegistryFacts(client.transport.base, problem, error.detail)
+        return Facts(name=name, now=now, registry=registry)
     told = {one["instance"]: one for one in explanation.get("instances", ())}
     slots = asyncio.Semaphore(AT_ONCE)
 

@@ -1,49 +1,42 @@
 """The commands that save the registry to a file and read one back."""
 
-import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from registryd.cli.keys import UNREACHABLE, USAGE, Output, OutputOption
-from registryd.cli.options import leave
-from registryd.errors import NotReady, OutboundFailed, RegistrydError, StorageUnavailable
+from registryd.cli.options import USAGE, DryRunOption, YesOption, leave
+from registryd.cli.printing import DOCUMENTS
+from registryd.cli.session import Session, asking
 
 if TYPE_CHECKING:
     from registryd.client import RegistryClient
 
-T = TypeVar("T")
-
 SHOWN: Final = 20
 """Names of a kind on a terminal; `-o json` has them all."""
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option("--url", help="The registry; else REGISTRYD_URL, else this machine's."),
-]
 
-
-def export(
+@asking
+async def export(
+    session: Session,
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Where to; standard output without.")
     ] = None,
-    url: UrlOption = None,
 ) -> None:
     """Save all that is registered to a file, which is replaced whole or not at all."""
     if file is None:
-        asked(url, _to_stdout)
+        await _to_stdout(session.client)
         return
-    path, tell = file, Progress()
+    tell = Progress()
     try:
-        written = asked(url, lambda client: client.export_to(path, progress=tell))
+        written = await session.client.export_to(file, progress=tell)
     except OSError as error:
-        leave(f"{path}: {error.strerror}")
-    tell.end()
-    typer.echo(f"{path}: {written} bytes", err=True)
+        leave(f"{file}: {error.strerror}")
+    finally:
+        tell.end()
+    typer.echo(f"{file}: {written} bytes", err=True)
 
 
 async def _to_stdout(client: "RegistryClient") -> None:
@@ -54,17 +47,16 @@ async def _to_stdout(client: "RegistryClient") -> None:
     sys.stdout.buffer.flush()
 
 
-def import_(
+@asking
+async def import_(
+    session: Session,
     file: Annotated[Path, typer.Argument(help="What `export` wrote; - is standard input.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what would change.")
-    ] = False,
+    *,
+    dry_run: DryRunOption = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Also remove what is not in the file.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-    output: OutputOption = Output.TABLE,
-    url: UrlOption = None,
+    yes: YesOption = False,
 ) -> None:
     """Make the registry what a file says, all or nothing."""
     try:
@@ -73,18 +65,17 @@ def import_(
         leave(f"{file}: {error.strerror}", USAGE)
     confirm = ""
     if replace and not dry_run:
-        would = asked(url, lambda client: client.import_file(text, replace=True, dry_run=True))
+        would = await session.client.import_file(text, replace=True, dry_run=True)
         confirm = would["confirm"] or ""
         if confirm and not yes:
             typer.echo(summary(would), err=True)
             if not (sys.stdin.isatty() and typer.confirm("Go on?", err=True)):
                 leave(f"{len(would['removed'])} instances would be removed; say so with --yes")
-    answer = asked(
-        url,
-        lambda client: client.import_file(text, replace=replace, dry_run=dry_run, confirm=confirm),
+    answer = await session.client.import_file(
+        text, replace=replace, dry_run=dry_run, confirm=confirm
     )
-    if output is Output.JSON:
-        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    if session.printer.output in DOCUMENTS:
+        session.printer.document(answer)
     else:
         typer.echo(summary(answer))
 
@@ -120,20 +111,3 @@ class Progress:
     def end(self) -> None:
         if self._on:
             sys.stderr.write("\r\x1b[K")
-
-
-def asked(url: str | None, job: "Callable[[RegistryClient], Awaitable[T]]") -> T:
-    """What `job` answers with a client of the registry; leaves with a line and an exit code else."""
-    from registryd.client import RegistryClient
-
-    async def done() -> T:
-        async with RegistryClient(url or ()) as client:
-            return await job(client)
-
-    try:
-        return asyncio.run(done())
-    except (OutboundFailed, StorageUnavailable, NotReady) as away:
-        leave(away.detail, UNREACHABLE)
-    except RegistrydError as refusal:
-        more = "".join(f"\n{one.pointer}: {one.detail}" for one in refusal.errors[1:])
-        leave(refusal.detail + more)

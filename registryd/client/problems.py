@@ -77,6 +77,10 @@ def problem(status: int, body: bytes, where: str, wait: float) -> errors.Registr
             NoneOffered,
             "Ask GET /explain why, or wait until an instance is healthy again.",
         )
+    if cls is errors.RateLimited:
+        limited = errors.RateLimited(f"{detail} {advice}", retry_after=wait)
+        limited.members = {WAIT: wait}
+        return limited
     known = {"type", "title", "status", "detail", "code", "error", "errors"}
     return cls(
         f"{detail} {advice}",

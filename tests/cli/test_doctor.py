@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT, registryd
 from daemons import Api, eventually, running
-from test_keys import ROOT, registryd
 
 from registryd.cli.diagnosis import (
     Answered,

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from commands import ROOT, registryd
 from daemons import Api, running
-from test_keys import ROOT, registryd
 
 from registryd.cli.transfer import summary
 from registryd.client import RegistryClient, SyncRegistryClient, UnexpectedAnswer, Unreachable

@@ -180,3 +180,12 @@ def test_pauses_are_drawn_up_to_a_ceiling_that_doubles() -> None:
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(text: str | None, seconds: float) -> None:
     assert retry_after(text, 40.0) == seconds
+
+
+async def test_what_is_refused_for_being_too_much_says_when_there_is_room_again() -> None:
+    answers = [problem(429, "rate_limited", Retry_After="7")] * 2
+    async with faulty(*answers) as server, patient(Clock(), server.url) as transport:
+        with pytest.raises(errors.RateLimited) as refused:
+            await transport.call("GET", "/services", patience=0)
+    assert refused.value.retry_after == 7
+    assert refused.value.members == {"retryAfterSeconds": 7.0}
