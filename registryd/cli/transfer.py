@@ -88,6 +88,11 @@ def summary(answer: Mapping[str, Any]) -> str:
     changed = [f"~ {one['instance']}: {', '.join(one['fields'])}" for one in answer["changed"]]
     lines += _cut(changed, answer["counts"]["changed"])
     counts = ", ".join(f"{count} {word}" for word, count in answer["counts"].items() if count)
+    if answer["incomplete"]:
+        lines.append(
+            "Register these again: exports do not tell what their health checks send along."
+        )
+        lines += _cut([f"? {name}" for name in answer["incomplete"]], len(answer["incomplete"]))
     if answer["modelsLeftOut"]:
         counts += f", {answer['modelsLeftOut']} models left out"
     would = "would be: " if answer["dryRun"] else ""

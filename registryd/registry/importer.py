@@ -7,7 +7,8 @@ Views take it in as one (`sync.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -16,24 +17,28 @@ import structlog
 from registryd.errors import Conflict, StorageUnavailable
 from registryd.feed.follower import Follower
 from registryd.kit.clock import Clock
+from registryd.kit.logs import MASK
 from registryd.registry.quota import Quota
 from registryd.registry.registrar import Registrar
+from registryd.registry.sealed import Sealed, Server, server_of
 from registryd.registry.store import Imported, Importing, RegistryStore
 from registryd.registry.transfer import (
     File,
     ImportResult,
     Mode,
     Plan,
+    Secrets,
     admit_all,
     plan,
     read,
     result,
 )
-from registryd.registry.view import View
+from registryd.registry.view import Instance, View
 from registryd.web import codec
 
 log = structlog.get_logger(__name__)
 
+_MASKED: Final = json.dumps(MASK).encode()
 AT_ONCE: Final = 200
 """Instances of an import that is one call: the store does nothing else meanwhile, 30 ms or so."""
 PART: Final = 50
@@ -72,10 +77,10 @@ class Importer:
         """Reads a file (JSON), and makes the registry what it says, unless `dry_run`. Raises Malformed,
         Invalid, RateLimited, StorageUnavailable; Conflict where `confirm` does not name what would be
         removed, and while another import is under way."""
-        file = await asyncio.to_thread(self._read, body)
         await self._catch_up()
         # Instances never change, so the rest may take its time.
         held = dict(self._view.contents.by_id)
+        file = await asyncio.to_thread(self._read, body, await self._secrets(held))
         made = await asyncio.to_thread(plan, file, held, mode)
         if not dry_run:
             if made.confirmation and confirm != made.confirmation:
@@ -94,8 +99,21 @@ class Importer:
         log.info("import done", mode=mode.value, **shown.counts.model_dump())
         return shown
 
-    def _read(self, body: bytes) -> File:
-        return read(codec.loads(body), self._registrar.entry_of, self._clock.now())
+    def _read(self, body: bytes, secrets: Secrets) -> File:
+        return read(codec.loads(body), self._registrar.entry_of, self._clock.now(), secrets)
+
+    async def _secrets(self, held: Mapping[str, Instance]) -> Secrets:
+        """What is known here of the values that the file has masks for."""
+        masked = await asyncio.to_thread(
+            lambda: [name for name, one in held.items() if _MASKED in one.fragment]
+        )
+        found: dict[str, tuple[Sealed, Server]] = {}
+        for start in range(0, len(masked), self.at_once):
+            names = masked[start : start + self.at_once]
+            for name, vitals in zip(names, await self._store.vitals(names), strict=True):
+                known = json.loads(vitals.state).get("sealed", ()) if vitals.state else ()
+                found[name] = (Sealed(known), server_of(held[name].document))
+        return found
 
     async def _carry_out(self, made: Plan, mode: Mode) -> Imported | None:
         """What was written in the end; None when another daemon did the last of it."""

@@ -68,6 +68,32 @@ def unmasked(
 ) -> HealthCheck:
     """The check with the values that are `known`, as `sealed` gives them, in the places of their masks, if
     it goes to the server that they are meant for. Raises Invalid."""
+    check, missing = _filled(endpoint, check, known, meant_for)
+    if missing:
+        raise Invalid(
+            f"{_POINTER}{missing[0]}: {MASK} stands for a value that is not known here, or was meant for "
+            "another server; send the value itself",
+            errors=[FieldError(f"{_POINTER}{one}", "send the value itself") for one in missing],
+        )
+    return check
+
+
+def restored(
+    endpoint: str, check: HealthCheck, known: Mapping[str, Any], meant_for: Server | None
+) -> tuple[HealthCheck, bool]:
+    """The same of a file, which nobody may be able to complete: what is not known is left out. Also
+    whether nothing was."""
+    check, missing = _filled(endpoint, check, known, meant_for)
+    headers = {name: value for name, value in (check.headers or {}).items() if value != MASK}
+    body = None if check.body == MASK else check.body
+    left = check.model_copy(update={"headers": headers or None, "body": body})
+    return left, not missing
+
+
+def _filled(
+    endpoint: str, check: HealthCheck, known: Mapping[str, Any], meant_for: Server | None
+) -> tuple[HealthCheck, list[str]]:
+    """The check with what is known in the places of masks, and where masks are left."""
     if _server(check.url or endpoint, verifies=not check.tls_skip_verify) != meant_for:
         known = {}
     names = {name.lower(): value for name, value in known.get("headers", {}).items()}
@@ -80,13 +106,7 @@ def unmasked(
         *(f"/headers/{name}" for name, value in headers.items() if value == MASK),
         *(["/body"] if body == MASK else []),
     ]
-    if missing:
-        raise Invalid(
-            f"{_POINTER}{missing[0]}: {MASK} stands for a value that is not known here, or was meant for "
-            "another server; send the value itself",
-            errors=[FieldError(f"{_POINTER}{one}", "send the value itself") for one in missing],
-        )
-    return check.model_copy(update={"headers": headers or None, "body": body})
+    return check.model_copy(update={"headers": headers or None, "body": body}), missing
 
 
 def _server(url: str, *, verifies: bool) -> Server:

@@ -22,6 +22,7 @@ from registryd.kit.clock import rfc3339
 from registryd.registry.bodies import parse, parse_registration
 from registryd.registry.quota import Quota
 from registryd.registry.registrar import admin_json
+from registryd.registry.sealed import Sealed, Server, is_masked, restored
 from registryd.registry.store import Entry, Importing
 from registryd.registry.types import (
     NAME_RE,
@@ -33,6 +34,8 @@ from registryd.registry.types import (
     Shape,
     Time,
     TtlSeconds,
+    default_instance_id,
+    identity,
     split_identity,
 )
 from registryd.registry.view import Instance, View
@@ -261,6 +264,8 @@ class Filed:
     admin_end_ms: int | None
     registered_at: str
     updated_at: str
+    incomplete: bool = False
+    """Its health check lacks values that no export tells, and that are not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +278,11 @@ class File:
 
 
 EntryOf = Callable[[Registration], Entry]
+Secrets = Mapping[str, tuple[Sealed, Server]]
+"""What is held of the values that exports mask, by `service:instance`, and whom it is meant for."""
 
 
-def read(document: Any, entry_of: EntryOf, now: datetime) -> File:
+def read(document: Any, entry_of: EntryOf, now: datetime, secrets: Secrets) -> File:
     """A file, validated as a whole. Raises Invalid with what is wrong, where. `entry_of` raises Invalid."""
     parse(RegistryFile, document)
     document, version = migrated(document)
@@ -283,7 +290,7 @@ def read(document: Any, entry_of: EntryOf, now: datetime) -> File:
     wrong: list[FieldError] = []
     for name, where, one in _instances(document):
         try:
-            filed = _filed(name, one, entry_of, now)
+            filed = _filed(name, one, entry_of, now, secrets)
         except Invalid as error:
             found = error.errors or [FieldError("", error.detail)]
             wrong += [FieldError(where + each.pointer, each.detail) for each in found]
@@ -314,8 +321,15 @@ def _instances(document: Document) -> Iterator[tuple[str, str, Document]]:
             yield name, place, _object(one, place)
 
 
-def _filed(name: str, fields: Document, entry_of: EntryOf, now: datetime) -> Filed:
-    registration = parse_registration(fields, service=name)
+def _filed(
+    name: str, fields: Document, entry_of: EntryOf, now: datetime, secrets: Secrets
+) -> Filed:
+    registration, whole = parse_registration(fields, service=name), True
+    if (check := registration.health_check) is not None and is_masked(check):
+        instance_id = registration.instance_id or default_instance_id(registration.endpoint)
+        known, meant_for = secrets.get(identity(name, instance_id), ({}, None))
+        check, whole = restored(registration.endpoint, check, known, meant_for)
+        registration = registration.model_copy(update={"health_check": check})
     beside = parse(_Beside, fields)
     entry = entry_of(registration)
     if registration.ttl_seconds is None and beside.lease is not None:
@@ -332,6 +346,7 @@ def _filed(name: str, fields: Document, entry_of: EntryOf, now: datetime) -> Fil
         end,
         rfc3339(beside.registered_at) if beside.registered_at else "",
         rfc3339(beside.updated_at) if beside.updated_at else "",
+        not whole,
     )
 
 
@@ -377,6 +392,8 @@ class Plan:
     """Instances that registered anew after the file was made, and so stay as they are."""
     leaving: int = 0
     """Instances that drain, and are left alone."""
+    incomplete: list[str] = field(default_factory=list)
+    """Written ones whose health checks lack what exports mask."""
 
     @property
     def confirmation(self) -> str:
@@ -394,6 +411,8 @@ def plan(file: File, present: Mapping[str, Instance], mode: Mode) -> Plan:
         held = present.get(name)
         if held is None:
             made.added.append(name)
+            if filed.incomplete:
+                made.incomplete.append(name)
             made.items.append(_written(name, filed, "", filed.admin or None))
         elif held.draining:
             made.leaving += 1
@@ -401,6 +420,8 @@ def plan(file: File, present: Mapping[str, Instance], mode: Mode) -> Plan:
             made.newer.append(name)
         elif fields := differences(held, filed, mode):
             made.changed.append((name, fields))
+            if filed.incomplete:
+                made.incomplete.append(name)
             admin = filed.admin if mode is Mode.REPLACE else filed.admin or None
             made.items.append(_written(name, filed, held.incarnation, admin))
         else:
@@ -509,6 +530,13 @@ class ImportResult(Answer):
         list[str],
         Field(description="Registered anew since the file was made, and left as they are"),
     ]
+    incomplete: Annotated[
+        list[str],
+        Field(
+            description="Their health checks come without the headers or the body that no export tells; "
+            "register them again with those"
+        ),
+    ]
     models_left_out: Annotated[int, Field(description="LLM models in the file, not kept here")]
     confirm: Annotated[
         str | None, Field(description="What `replace` asks for before it removes these")
@@ -535,6 +563,7 @@ def result(made: Plan, file: File, mode: Mode, *, dry_run: bool) -> ImportResult
         ],
         removed=_names(made.removed),
         newer=_names(made.newer),
+        incomplete=_names(made.incomplete),
         models_left_out=file.models,
         confirm=made.confirmation or None,
     )

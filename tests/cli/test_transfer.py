@@ -57,9 +57,9 @@ async def test_a_registry_is_saved_and_read_back(api: Api, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ('{"version": "7"}', 1, "'7' is not known here"),
-        ('{"services": {"a": {"instances": [{}]}}}', 1, "/services/a/instances/0/endpoint"),
-        ("{", 1, "not JSON"),
+        ('{"version": "7"}', 2, "'7' is not known here"),
+        ('{"services": {"a": {"instances": [{}]}}}', 2, "/services/a/instances/0/endpoint"),
+        ("{", 2, "not JSON"),
         (None, 2, "No such file"),
     ],
 )

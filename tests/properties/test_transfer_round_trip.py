@@ -89,7 +89,7 @@ def test_what_is_written_is_read_back_as_it_was(rows: Any, ttl: int, piece: int)
         last = there[start : start + piece][-1].service
     text += closing(empty=not there)
     parsed = json.loads(text)
-    file = read(parsed, entry, NOW)
+    file = read(parsed, entry, NOW, {})
     assert list(file.instances) == [one.id for one in there]
     for one in there:
         filed = file.instances[one.id]

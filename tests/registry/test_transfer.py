@@ -365,7 +365,7 @@ async def made_of(api: Api, count: int) -> Sequence[Importing]:
     """What an import of so many services consists of, in parts of seven."""
     api.daemon.importer.part = 7
     names = [f"s{number}" for number in range(count)]
-    read = api.daemon.importer._read(json.dumps(file(*names)).encode())
+    read = api.daemon.importer._read(json.dumps(file(*names)).encode(), {})
     return plan(read, {}, Mode.MERGE).items
 
 
@@ -481,3 +481,30 @@ async def test_parts_are_signed_by_who_sent_the_file(api: Api) -> None:
 @pytest.mark.parametrize("query", ["mode=odd", "dryRun=perhaps", "colour=red"])
 async def test_a_wrong_parameter_is_refused(api: Api, query: str) -> None:
     assert (await api.post(f"/import?{query}", file())).status == 400
+
+
+async def test_what_an_export_does_not_tell_is_kept_where_it_is_known_and_named_where_not(
+    api: Api,
+) -> None:
+    secret = {"path": "/health", "headers": {"Authorization": "Bearer hunter2"}, "body": "hunter2"}
+    for name in ("a", "b"):
+        await api.register(
+            "chat", name, endpoint=f"http://10.0.0.1:80{ord(name)}", healthCheck=secret
+        )
+    saved = await exported(api)
+    assert "hunter2" not in json.dumps(saved)
+    saved["services"]["chat"]["instances"][0]["zone"] = "eu"
+    await api("DELETE", "/services/chat/instances/b")
+
+    would = await imported(api, saved, "?dryRun=true")
+    assert would["incomplete"] == ["chat/b"]
+    done = await imported(api, saved)
+    assert (done["counts"]["added"], done["counts"]["changed"]) == (1, 1)
+    assert done["incomplete"] == ["chat/b"]
+    store = api.daemon.store
+    kept, lost = [json.loads(one.state) for one in await store.vitals(["chat:a", "chat:b"])]
+    assert kept["sealed"] == {"headers": {"Authorization": "Bearer hunter2"}, "body": "hunter2"}
+    assert "sealed" not in lost
+    shown = (await api.get("/services/chat/instances/b")).json
+    assert "headers" not in shown["healthCheck"]
+    assert (await imported(api, saved, "?dryRun=true"))["counts"]["unchanged"] == 2
