@@ -59,6 +59,12 @@ _PROBLEM_SCHEMA: Final = {
 _Models = dict[tuple[Any, JsonSchemaMode], dict[str, Any]]
 
 
+_CREDENTIALS: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
 def document(routes: Sequence[Route], *, title: str, version: str) -> dict[str, Any]:
     used = sorted(_models(routes), key=_by_name)
     models, definitions = models_json_schema(used, ref_template=_REF)
@@ -75,7 +81,10 @@ def document(routes: Sequence[Route], *, title: str, version: str) -> dict[str, 
         "servers": [_LONG, _ROOT],
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in routes)],
         "paths": paths,
+        # Each of them will do; none is needed where auth.mode is none, or from networks that it lets in.
+        "security": [{"bearer": []}, {"apiKey": []}, {}],
         "components": {
+            "securitySchemes": _CREDENTIALS,
             "schemas": {"Problem": _PROBLEM_SCHEMA, **definitions.get("$defs", {})},
             "responses": {f"Problem{status}": _problem(status) for status in statuses},
         },
@@ -104,6 +113,8 @@ def _operation(route: Route, models: _Models) -> dict[str, Any]:
         "x-registryd-permission": route.permission.name.lower(),
         "x-registryd-scope": route.scope.value,
     }
+    if route.permission is Permission.OPEN:
+        operation["security"] = []
     if route.description:
         operation["description"] = route.description
     if parameters := [*_path_parameters(route), *_query_parameters(route)]:

@@ -138,3 +138,10 @@ def test_an_answer_without_a_model_has_no_content(spec):
 def test_two_documents_of_one_table_are_the_same_bytes():
     first = json.dumps(document(ROUTES, title="Test", version="1"))
     assert first == json.dumps(document(ROUTES, title="Test", version="1"))
+
+
+def test_credentials_are_described_and_asked_for_where_they_are(spec):
+    assert set(spec["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    assert {} in spec["security"]  # auth.mode may be none
+    assert spec["paths"]["/things/{id}"]["delete"]["security"] == []
+    assert "security" not in spec["paths"]["/things"]["get"]
