@@ -258,11 +258,12 @@ def _per_second(value: float | None) -> str:
 def _footer(board: Board, more: int) -> Text:
     if board.typing:
         return Text(f"/{board.filter}▏  enter keeps it, esc drops it", style="bold")
+    # What is particular comes first: a narrow terminal cuts the end.
     parts = [
-        HELP,
-        f"by {board.sort}" if not board.opened else f"instances of {board.opened}",
+        "PAUSED" if board.held is not None else "",
         f"filter {board.filter}" if board.filter else "",
         f"{more} more" if more else "",
-        "PAUSED" if board.held is not None else "",
+        f"by {board.sort}" if not board.opened else f"instances of {board.opened}",
+        HELP,
     ]
     return Text("  ".join(filter(None, parts)), style="dim")

@@ -173,11 +173,11 @@ _WORDS: Final[Mapping[str, tuple[Mark, str]]] = {
     "degraded": ("note", "look at what its health check complains of"),
     "unknown": ("note", "wait for the first probe, or let it report itself"),
     "unhealthy": ("fault", "see that its health endpoint answers 200 in time"),
-    "maintenance": ("fault", 'end it with PUT …/maintenance and {"enabled": false}'),
+    "maintenance": ("fault", "end it with `registryd maintenance {} --off`"),
     "draining": ("fault", "it is leaving; let it register again to keep it"),
     "suspect": ("note", "a heartbeat clears it: see that the service still runs and sends some"),
     "lease_ending": ("fault", "send heartbeats at a third of the ttl; the SDK does"),
-    "checks_paused": ("note", 'resume with PUT /monitoring and {"enabled": true}'),
+    "checks_paused": ("note", "resume with `registryd monitoring on`"),
     "not_checked": ("ok", ""),
     "weight_zero": ("note", "raise its weight if it is to be chosen"),
     "expired": ("fault", "its heartbeats stopped: see that it runs, and let it register again"),
@@ -203,7 +203,9 @@ def _service(facts: Facts) -> Iterator[Finding]:
 
 def _reason(about: str, reason: Mapping[str, str]) -> Finding:
     mark, advice = _WORDS.get(reason["code"], ("note", ""))
-    return Finding(mark, about, reason["code"], reason["text"], advice)
+    return Finding(
+        mark, about, reason["code"], reason["text"], advice.format(about.replace("/", " "))
+    )
 
 
 # --- an instance

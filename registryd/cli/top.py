@@ -44,7 +44,7 @@ def keys(text: str) -> list[str]:
 
 @asking
 async def top(session: Session) -> None:
-    """Show the registry on one screen, while it changes. q ends it, ? tells the keys."""
+    """Show the registry on one screen, while it changes. q ends it; the keys stand at the bottom."""
     from rich.console import Console, Group
     from rich.live import Live
 
