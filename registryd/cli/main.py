@@ -21,24 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(services.app, name="services")
-app.add_typer(webhooks.app, name="webhooks")
-app.add_typer(keys.app, name="keys")
-app.command("export")(transfer.export)
-app.command("import")(transfer.import_)
-app.command("doctor")(doctor.doctor)
-app.command("heartbeat")(upkeep.heartbeat)
-app.command("maintenance")(upkeep.maintenance)
-app.command("drain")(upkeep.drain)
-app.command("monitoring")(upkeep.monitoring)
-app.command("stats")(looking.stats)
-app.command("capabilities")(looking.capabilities)
-app.command("health")(looking.health)
-app.command("explain")(looking.explain)
-app.command("history")(looking.history)
-app.command("events")(looking.events)
-app.command("top")(top.top)
-
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[
     int | None, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")
@@ -120,6 +102,26 @@ def show_asyncapi() -> None:
     from registryd.app import asyncapi_document
 
     typer.echo(json.dumps(asyncapi_document("ossa"), indent=2, ensure_ascii=False))
+
+
+# In the order in which they are shown: behind the daemon's own above, what looks, what changes, what keeps.
+app.add_typer(services.app, name="services")
+app.command("top")(top.top)
+app.command("events")(looking.events)
+app.command("health")(looking.health)
+app.command("explain")(looking.explain)
+app.command("doctor")(doctor.doctor)
+app.command("history")(looking.history)
+app.command("stats")(looking.stats)
+app.command("capabilities")(looking.capabilities)
+app.command("heartbeat")(upkeep.heartbeat)
+app.command("maintenance")(upkeep.maintenance)
+app.command("drain")(upkeep.drain)
+app.command("monitoring")(upkeep.monitoring)
+app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(keys.app, name="keys")
+app.command("export")(transfer.export)
+app.command("import")(transfer.import_)
 
 
 def main() -> None:

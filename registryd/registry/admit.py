@@ -39,6 +39,8 @@ class RegistrationQueue:
     async def _send(self) -> list[Outcome]:
         # Taken here, a turn of the loop after the first arrived: its neighbours travel along.
         self._under_way, self._pending = taken(self._pending)
+        if not self._under_way:
+            return []  # all who waited have gone
         return await self._store.register_all([registering for registering, _ in self._under_way])
 
     def _settle(self, call: "asyncio.Task[list[Outcome]]") -> None:

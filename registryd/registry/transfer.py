@@ -286,6 +286,12 @@ def read(document: Any, entry_of: EntryOf, now: datetime, secrets: Secrets) -> F
     """A file, validated as a whole. Raises Invalid with what is wrong, where. `entry_of` raises Invalid."""
     parse(RegistryFile, document)
     document, version = migrated(document)
+    if unknown := document.keys() - RegistryFile.model_fields.keys():
+        raise Invalid(
+            f"nothing is imported: {', '.join(sorted(unknown))[:200]} is no part of such a file; known are "
+            f"{', '.join(RegistryFile.model_fields)}",
+            errors=[FieldError(f"/{name}", "unknown part") for name in sorted(unknown)],
+        )
     instances: dict[str, Filed] = {}
     wrong: list[FieldError] = []
     for name, where, one in _instances(document):

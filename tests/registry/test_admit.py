@@ -125,3 +125,15 @@ async def test_each_is_recorded_for_who_asked(
         (b"a:ann", b"ann@10.0.0.1"),
         (b"a:bob", b"bob@10.0.0.1"),
     ]
+
+
+async def test_where_all_have_gone_the_store_is_not_asked() -> None:
+    gate = Gate()
+    queue = RegistrationQueue(gate)
+    gone = asyncio.create_task(queue.register(Registering(entry("a:1"), "one")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0.01)
+    gate.open.set()
+    await queue.register(Registering(entry("a:2"), "two"))
+    assert gate.asked == [["two"]]

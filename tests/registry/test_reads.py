@@ -54,8 +54,9 @@ class Node:
         self.view.replace(contents_of(self.history.held), self.history.at, self.history.at)
         return self.history.at
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> bool:
         self.view.apply(change)
+        return True
 
     async def turn(self) -> None:
         await self.follower.turn()

@@ -118,8 +118,9 @@ async def test_a_body_that_is_too_large_or_of_another_kind_is_refused(
 ) -> None:
     await api.register()
     before = await api.head()
-    answer = await api(method, filled(path), raw=HUGE if path == "/heartbeats" else BIG)
-    assert (answer.status, answer.problem["code"]) == (413, "payload_too_large")
+    if path != "/import":  # which takes more than anybody would send here
+        answer = await api(method, filled(path), raw=HUGE if path == "/heartbeats" else BIG)
+        assert (answer.status, answer.problem["code"]) == (413, "payload_too_large")
     for kind in ("text/plain", "application/xml", "application/x-www-form-urlencoded"):
         answer = await api(method, filled(path), raw=b"{}", headers={"Content-Type": kind})
         assert (answer.status, answer.problem["code"]) == (415, "unsupported_media_type")
@@ -237,7 +238,11 @@ async def test_head_is_get_without_the_body(api: Api, path: str) -> None:
     assert (head.status, head.body) == (get.status, b"")
     assert head.headers["Content-Type"] == get.headers["Content-Type"]
     assert head.headers.get("ETag") == get.headers.get("ETag")
-    if path not in {"/metrics", "/readyz"}:  # figures move in between
+    if path not in {
+        "/metrics",
+        "/readyz",
+        "/export",
+    }:  # figures move in between; made while it is sent
         assert head.headers["Content-Length"] == get.headers["Content-Length"]
 
 
@@ -254,7 +259,7 @@ async def test_the_long_and_the_short_path_answer_alike(api: Api, path: str) -> 
     await api.register()
     short, long = await api.get(filled(path)), await api.get(f"/api/v1/registry{filled(path)}")
     assert (short.status, long.status) == (200, 200)
-    if path != "/metrics":
+    if path not in {"/metrics", "/export"}:  # which hold the moment
         assert short.body == long.body
 
 

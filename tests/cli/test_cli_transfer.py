@@ -155,7 +155,12 @@ def test_a_summary_names_some_of_many() -> None:
     names = [f"s/{n}" for n in range(1000)]
     lines = summary(
         {"added": names, "changed": [], "removed": [], "newer": [], "counts": counts,
-         "dryRun": False, "modelsLeftOut": 3}
+         "dryRun": False, "modelsLeftOut": 3, "incomplete": ["s/9"]}
     ).splitlines()  # fmt: skip
-    assert len(lines) == 22
-    assert lines[-2:] == ["  … and 1480 more", "1500 added, 2 unchanged, 3 models left out"]
+    assert len(lines) == 24
+    assert lines[-4:] == [
+        "  … and 1480 more",
+        "Register these again: exports do not tell what their health checks send along.",
+        "? s/9",
+        "1500 added, 2 unchanged, 3 models left out",
+    ]
