@@ -161,6 +161,20 @@ async def test_what_the_body_tells_is_shown_as_discovered(api: Api, target: Serv
     assert found == [True, True, False]
 
 
+async def test_an_import_keeps_what_was_discovered(api: Api, target: Service) -> None:
+    target.body = {"features": ["txt2img"]}
+    await registered(api, target, **RARE)
+    await check(api)
+    assert await api.listed("capability=image_generation") == ["chat"]
+    saved = (await api.get("/export")).json
+    saved["services"]["chat"]["instances"][0]["zone"] = "eu"
+    answer = await api.post("/import", saved)
+    assert answer.json["counts"]["changed"] == 1
+    shown = await api.instance("chat")
+    assert (shown["zone"], shown["health"]["discovered"]["models"]) == ("eu", [])
+    assert await api.listed("capability=image_generation") == ["chat"]
+
+
 async def seen(listener: Any) -> tuple[str, str]:
     """The next event: its type, and the capability it is about or the reason."""
     event = await next_event(listener)

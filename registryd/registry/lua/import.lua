@@ -43,12 +43,13 @@ local function put(at)
   if row then
     fresh.inc, fresh.registered, fresh.health, fresh.extra = row.inc, row.registered, row.health, row.extra
     fresh.since, fresh.probed = row.since, check ~= '' and row.probed or 0
+    fresh.discovered = still_discovered(row, fresh.endpoint, check)
   end
   if fields[at + 12] ~= 'keep' then admin = fields[at + 12] end
   local is = effective(fresh, admin)
   if is ~= was then fresh.since = moment end
   emit({kind = row and 'service:updated' or 'service:registered', id = id, row = fresh, doc = doc,
-    admin = admin, reason = 'imported', had = row and (row.caps or fresh.caps) or '[]', has = fresh.caps})
+    admin = admin, reason = 'imported', had = row and (row.caps and claimed(row) or claimed(fresh)) or '[]', has = claimed(fresh)})
   if row then remember_transition(id, was, is, 'imported') end
   put_row(id, fresh)
   call('HSET', DOCS, id, doc)
@@ -60,7 +61,7 @@ local function put(at)
     if admin == '' then call('HDEL', ADMIN, id) else call('HSET', ADMIN, id, admin) end
     if fields[at + 13] ~= '' then call('ZADD', UNTIL, fields[at + 13], id) else call('ZREM', UNTIL, id) end
   end
-  if not row or row.check ~= check then schedule_check(id, fresh, check, row and call('HGET', CHECKSTATE, id), call) end
+  if not row or row.check ~= check or row.endpoint ~= fresh.endpoint then schedule_check(id, fresh, check, row and call('HGET', CHECKSTATE, id), call) end
   reindex(id, before, index_terms(fresh, admin))
   project(id, fresh, doc, admin, false, L + ttl)
   return 1
