@@ -7,8 +7,6 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# One process: with two, each has to start a store and import everything, and the whole took longer.
-# A machine with many cores may like ARGS="-n 4".
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -45,7 +43,7 @@ run: setup ## Start registryd here; more flags with ARGS="--port 9000"
 	$(BIN)/registryd serve $(ARGS)
 
 test: setup ## Run the tests, all but the drills; one file with ARGS=tests/test_config.py
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(or $(ARGS),-n 2)
 
 check: format-check lint types arch test ## Everything that has to pass before a commit
 
