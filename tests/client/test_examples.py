@@ -112,7 +112,16 @@ async def test_fastapi_registers_itself_and_leaves_on_sigterm(
         async def there() -> bool:
             return await api.listed("") == ["greeter"]
 
+        async def serves() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
         await eventually(there, within=20)
+        await eventually(serves, within=5)  # it has heard that it is registered
         process.terminate()
 
         async def out() -> bool:

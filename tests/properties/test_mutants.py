@@ -122,7 +122,8 @@ MUTANTS = {
         "then return nil",
     ),
     "an update forgets what was discovered": Mutant(
-        "fresh.discovered = still_discovered(row, fresh.endpoint, check)", ""
+        "fresh.discovered = still_discovered(row, fresh.endpoint, check)\n    before, had",
+        "before, had",
     ),
     "nothing discovered goes again": Mutant("ARGV[18] or nil", "ARGV[18] or row.discovered"),
     "a removal tells nothing of the discovered": Mutant(
