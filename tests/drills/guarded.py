@@ -50,6 +50,18 @@ def request(
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
+def unchunked(body: bytes) -> bytes:
+    """The chunks of a body, joined; what is cut off counts as far as it came."""
+    whole = b""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        whole, body = whole + rest[:length], rest[length + 2 :]
+        if not length:
+            break
+    return whole
+
+
 @dataclass
 class Guarded:
     machine: Machine
@@ -110,6 +122,8 @@ class Guarded:
         except (OSError, TimeoutError):
             pass  # what was said until then counts
         head, _, body = bytes(said).partition(b"\r\n\r\n")
+        if b"\r\ntransfer-encoding: chunked" in head.lower():
+            body = unchunked(body)
         words = head.split(b" ", 2)
         status = int(words[1]) if len(words) > 1 and words[1].isdigit() else NO_ANSWER
         return Said(status, head.decode("latin-1"), body, said.count(b"HTTP/1.1 "))
