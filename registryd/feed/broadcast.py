@@ -112,7 +112,7 @@ class Topic(ABC):
 
     def __init__(self, broadcast: "Broadcast", kind: str) -> None:
         self.kind = kind
-        # In the order they came, as they lie in memory: the last of a thousand has its frame a tenth sooner.
+        # In the order they came, which is about that in which they lie in memory: a few per cent with a thousand.
         self.members: dict[Member, None] = {}
         self.stale = False
         """What the members have does not lead to what is: they have to be given it as a whole."""
